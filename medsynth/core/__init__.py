@@ -1,0 +1,1 @@
+"""What every layer knows: quantities, volumes, the generator contract, metrics, errors."""

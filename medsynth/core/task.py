@@ -1,0 +1,45 @@
+"""A task: what goes in, what comes out, how the input is prepared and the output finished. Imports no torch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from medsynth.core.quantity import Quantity, Scale
+from medsynth.core.volume import Volume
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What a generator is to be given for one scan, on the card's grid.
+
+    image: float32 [c x y z], network units. region: bool [x y z], where the output means something; outside, `finish` fills in.
+    scales: of input and output. warnings: for the user and the record.
+    """
+
+    image: np.ndarray
+    region: np.ndarray
+    source_scale: Scale
+    target_scale: Scale
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A frozen description; a new task is one file that makes one of these.
+
+    prepare: (scan on the card's grid, mask on the same grid or None, force) -> Prepared; raises ScanError E-MODALITY for input that the task
+    cannot use, unless force. finish: (prediction [x y z] in network units, Prepared) -> [x y z] in the target's unit.
+    outside: the target's value where there is no patient. range: what the target's unit may hold in a file.
+    """
+
+    name: str
+    summary: str
+    source: Quantity
+    target: Quantity
+    suffix: str
+    model: str
+    outside: float
+    range: tuple[float, float]
+    prepare: Callable[[Volume, np.ndarray | None, bool], Prepared]
+    finish: Callable[[np.ndarray, Prepared], np.ndarray]

@@ -1,0 +1,1 @@
+"""Networks without opinions: tensors in, tensors out."""

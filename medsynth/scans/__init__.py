@@ -1,0 +1,1 @@
+"""Scans as files: reading, writing, geometry and tiling."""

@@ -1,0 +1,65 @@
+"""The log of a training run: `log.csv`, TensorBoard events, and a plain line now and then."""
+
+import csv
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from torch.utils.tensorboard.writer import SummaryWriter
+
+SAY_EVERY = 25
+
+
+class TrainLog:
+    """Rows (step, name, value). After a resume, rows past the checkpoint are dropped, so that no step is logged twice."""
+
+    def __init__(self, out: Path, *, first_step: int, total: int, say: Callable[[str], None]) -> None:
+        self._path = out / "log.csv"
+        self._say = say
+        self._total = total
+        self._first = first_step
+        self._started = time.perf_counter()
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        rows = self._kept_rows(first_step)
+        self._file = self._path.open("w", newline="", encoding="utf-8")
+        self._writer = csv.writer(self._file)
+        self._writer.writerow(("step", "name", "value"))
+        self._writer.writerows(rows)
+        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step)
+
+    def step(self, step: int, values: dict[str, float], seconds: float) -> None:
+        """Adds a training step; writes the mean of every SAY_EVERY steps."""
+        for name, value in (values | {"seconds": seconds}).items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += 1
+        if step % SAY_EVERY and step != self._total:
+            return
+        means = {name: total / self._count for name, total in self._sums.items()}
+        self._sums, self._count = {}, 0
+        self._write(step, "train", means)
+        pace = (time.perf_counter() - self._started) / (step - self._first)
+        shown = " ".join(f"{name} {value:.4g}" for name, value in means.items())
+        self._say(f"step {step}/{self._total} {shown} {pace:.2f} s/step, {pace * (self._total - step) / 60:.0f} min left")
+
+    def validation(self, step: int, values: dict[str, float]) -> None:
+        """Writes a row a figure."""
+        self._write(step, "validation", values)
+        self._say(f"step {step} validation " + " ".join(f"{name} {value:.4g}" for name, value in values.items()))
+
+    def close(self) -> None:
+        """Flushes both logs."""
+        self._file.close()
+        self._board.close()
+
+    def _write(self, step: int, group: str, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.writerow((step, f"{group}/{name}", f"{value:.6g}"))
+            self._board.add_scalar(f"{group}/{name}", value, step)
+        self._file.flush()
+
+    def _kept_rows(self, first_step: int) -> list[list[str]]:
+        if first_step == 0 or not self._path.exists():
+            return []
+        with self._path.open(newline="", encoding="utf-8") as file:
+            return [row for row in list(csv.reader(file))[1:] if int(row[0]) <= first_step]
