@@ -14,18 +14,34 @@ from medsynth import __version__
 from medsynth.core.errors import Exit, MedsynthError
 from medsynth.tasks import TASKS
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="One-step synthesis of medical images. For research only: not a medical device.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="One-step synthesis of medical images. For research only: not a medical device.",
+)
 models_app = typer.Typer(no_args_is_help=True, help="The models that ship with medsynth.")
 app.add_typer(models_app, name="models")
 
 Scan = Annotated[Path, typer.Argument(metavar="IN", help="A scan, a DICOM series, or a folder that mixes them.", show_default=False)]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The folder for the results.", show_default=False)]
-Model = Annotated[str, typer.Option("--model", help="A bundled name, a model's folder, or hub:owner/name@revision. Default: the task's own.", show_default=False)]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", help="A bundled name, a model's folder, or hub:owner/name@revision. Default: the task's own.", show_default=False
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda:N or mps.")]
-Mask = Annotated[Path | None, typer.Option("--mask", help="Mask of the body: a file, or a folder with a mask named as each scan.", show_default=False)]
-Windows = Annotated[list[str] | None, typer.Option("--window", help="HU window of the picture: a name or W,L. May be repeated.", show_default=False)]
+Mask = Annotated[
+    Path | None, typer.Option("--mask", help="Mask of the body: a file, or a folder with a mask named as each scan.", show_default=False)
+]
+Windows = Annotated[
+    list[str] | None, typer.Option("--window", help="HU window of the picture: a name or W,L. May be repeated.", show_default=False)
+]
 Trust = Annotated[str, typer.Option("--trust", help="sform or qform, where a NIfTI file's two disagree.", show_default=False)]
-Series = Annotated[str, typer.Option("--series", help="Which DICOM series: its UID, number or a part of its description.", show_default=False)]
+Series = Annotated[
+    str, typer.Option("--series", help="Which DICOM series: its UID, number or a part of its description.", show_default=False)
+]
 VolumeIndex = Annotated[int | None, typer.Option("--volume", min=0, help="Which volume of a 4-D file, from 0.", show_default=False)]
 AllowGaps = Annotated[bool, typer.Option("--allow-gaps", help="Interpolate missing slices of a DICOM series.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
@@ -61,7 +77,9 @@ def _add_task(name: str, summary: str) -> None:
         series: Series = "",
         volume: VolumeIndex = None,
         allow_gaps: AllowGaps = False,
-        allow_burned_in: Annotated[bool, typer.Option("--allow-burned-in", help="Accept DICOM whose pixels may show a patient's name.")] = False,
+        allow_burned_in: Annotated[
+            bool, typer.Option("--allow-burned-in", help="Accept DICOM whose pixels may show a patient's name.")
+        ] = False,
         quiet: Annotated[bool, typer.Option("--quiet", help="Print failures only.")] = False,
     ) -> None:
         with _reported():
@@ -101,10 +119,15 @@ for _name, _summary in TASKS.items():
 @app.command()
 def preview(
     scan: Scan,
-    other: Annotated[Path | None, typer.Argument(metavar="[OTHER]", help="A second scan on the same grid, shown beside it with the difference.", show_default=False)] = None,
+    other: Annotated[
+        Path | None,
+        typer.Argument(metavar="[OTHER]", help="A second scan on the same grid, shown beside it with the difference.", show_default=False),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The PNG file. Default: beside the scan.", show_default=False)] = None,
     window: Windows = None,
-    at: Annotated[str, typer.Option("--at", help="x,y,z in mm (RAS+) of the planes. Default: the middle of the body.", show_default=False)] = "",
+    at: Annotated[
+        str, typer.Option("--at", help="x,y,z in mm (RAS+) of the planes. Default: the middle of the body.", show_default=False)
+    ] = "",
     trust: Trust = "",
     series: Series = "",
     volume: VolumeIndex = None,
@@ -122,7 +145,10 @@ def evaluate(
     ref: Annotated[Path, typer.Option("--ref", help="Reference scans: a file or a folder.", show_default=False)],
     pred: Annotated[Path, typer.Option("--pred", help="Predicted scans: a file or a folder.", show_default=False)],
     mask: Mask = None,
-    profile: Annotated[list[str] | None, typer.Option("--profile", help="synthrad2023, synthrad2025 or medsynth. May be repeated. Default: all.", show_default=False)] = None,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option("--profile", help="synthrad2023, synthrad2025 or medsynth. May be repeated. Default: all.", show_default=False),
+    ] = None,
     top_hu: Annotated[int, typer.Option("--top-hu", help="Upper end of synthrad2025's range: 3071, or 3000 as before 2025-05-12.")] = 3071,
     json_: Json = False,
 ) -> None:
@@ -203,7 +229,10 @@ def _reported() -> Iterator[None]:
     except Exception as error:
         if os.environ.get("MEDSYNTH_DEBUG"):
             raise
-        typer.echo(f"E-BUG: {type(error).__name__}\n  remedy: this is a fault of medsynth; MEDSYNTH_DEBUG=1 shows where, please report it", err=True)
+        typer.echo(
+            f"E-BUG: {type(error).__name__}\n  remedy: this is a fault of medsynth; MEDSYNTH_DEBUG=1 shows where, please report it",
+            err=True,
+        )
         raise typer.Exit(Exit.BUG) from None
 
 
@@ -230,5 +259,3 @@ def _print(*renderables: Any) -> None:
 def _quiet_threads() -> None:
     """Must precede torch's import: OpenMP threads that wait for each other by spinning starve the stages that work beside them."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-

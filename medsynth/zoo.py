@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from medsynth.core.errors import UsageError, WeightsError
+from medsynth.core.errors import LicenceError, UsageError, WeightsError
 
 CARD, WEIGHTS = "card.toml", "weights.safetensors"
 
@@ -112,12 +112,16 @@ class Model(_Table):
             raise WeightsError("E-WEIGHTS", f"model {self.card.name} has no trained weights", remedy="train it: medsynth train --card ...")
         path = self.folder / self.card.weights.file
         if not path.is_file():
-            raise WeightsError("E-WEIGHTS", f"{self.card.weights.file} is missing beside the card of {self.card.name}", remedy="reinstall the package, or copy the model's whole folder")
+            raise WeightsError(
+                "E-WEIGHTS",
+                f"{self.card.weights.file} is missing beside the card of {self.card.name}",
+                remedy="reinstall the package, or copy the model's whole folder",
+            )
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != self.card.weights.sha256:
             raise WeightsError(
                 "E-WEIGHTS",
-                f"{path.name} of {self.card.name} is not the file that its card describes (sha256 {found[:12]}..., expected {self.card.weights.sha256[:12]}...)",
+                f"{path.name} of {self.card.name} is not the file that its card describes: its sha256 begins with {found[:12]}",
                 remedy="the file is damaged or was exchanged: fetch the model again",
             )
         return path
@@ -128,7 +132,9 @@ def read_card(path: Path) -> Card:
     try:
         return Card.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise UsageError("E-CARD", f"there is no {path.name} in {path.parent.name or path.parent}", remedy="give a model's folder or its card.toml") from None
+        raise UsageError(
+            "E-CARD", f"there is no {path.name} in {path.parent.name or path.parent}", remedy="give a model's folder or its card.toml"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError("E-CARD", f"{path.name} is not TOML: {error}", remedy="mend the line that it names") from None
     except ValidationError as error:
@@ -152,7 +158,7 @@ def bundled() -> list[Model]:
 def find(reference: str) -> Model:
     """The model that `--model` names: a bundled name, a folder (or its card), or hub:owner/name@revision.
 
-    Raises WeightsError E-WEIGHTS or E-GATED, UsageError E-CARD or E-MODEL.
+    Raises WeightsError E-WEIGHTS, LicenceError E-GATED, UsageError E-CARD or E-MODEL.
     """
     if reference.startswith("hub:"):
         return _from_hub(reference.removeprefix("hub:"))
@@ -166,20 +172,26 @@ def find(reference: str) -> Model:
     if "/" not in reference and card.is_file():
         return Model(card=read_card(card), folder=card.parent)
     known = ", ".join(model.card.name for model in bundled())
-    raise UsageError("E-MODEL", f"no model named {reference!r}", remedy=f"one of: {known}; a folder with a card.toml; or hub:owner/name@revision")
+    raise UsageError(
+        "E-MODEL", f"no model named {reference!r}", remedy=f"one of: {known}; a folder with a card.toml; or hub:owner/name@revision"
+    )
 
 
 def _from_hub(reference: str) -> Model:
-    from huggingface_hub import snapshot_download
     from huggingface_hub import errors as hub
+    from huggingface_hub import snapshot_download
 
     name, _, revision = reference.partition("@")
     if not revision:
-        raise UsageError("E-MODEL", f"hub:{name} names no revision", remedy=f"pin one: hub:{name}@<commit or tag>, so that a result can be made again")
+        raise UsageError(
+            "E-MODEL", f"hub:{name} names no revision", remedy=f"pin one: hub:{name}@<commit or tag>, so that a result can be made again"
+        )
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=[CARD, "*.safetensors", "README.md"]))
     except hub.GatedRepoError:
-        raise _gated(name) from None
+        raise LicenceError(
+            "E-GATED", f"the terms of {name} were not accepted", remedy=f"accept them at https://huggingface.co/{name}, then: hf auth login"
+        ) from None
     except hub.LocalEntryNotFoundError:
         raise WeightsError(
             "E-WEIGHTS",
@@ -187,11 +199,7 @@ def _from_hub(reference: str) -> Model:
             remedy="go online once, unset HF_HUB_OFFLINE, or copy the model's folder here and give its path",
         ) from None
     except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError, hub.HFValidationError) as error:
-        raise WeightsError("E-WEIGHTS", f"hub:{reference} was not found ({type(error).__name__})", remedy="check the owner, the name and the revision") from None
+        raise WeightsError(
+            "E-WEIGHTS", f"hub:{reference} was not found ({type(error).__name__})", remedy="check the owner, the name and the revision"
+        ) from None
     return Model(card=read_card(folder / CARD), folder=folder, revision=folder.name)
-
-
-def _gated(name: str) -> Exception:
-    from medsynth.core.errors import LicenceError
-
-    return LicenceError("E-GATED", f"the terms of {name} were not accepted", remedy=f"accept them at https://huggingface.co/{name}, then: hf auth login")

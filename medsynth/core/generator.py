@@ -5,7 +5,7 @@ Axes are [b c x y z] throughout, b for batch and c for channel; space is RAS+ on
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -21,7 +21,7 @@ class Condition:
     mask: Float[Tensor, "b 1 x y z"] | None = None
     age: Float[Tensor, " b"] | None = None
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "Condition":
         """The same condition on another device."""
         return replace(self, **_moved(self, device))
 
@@ -38,7 +38,7 @@ class Target:
     weight: Float[Tensor, "b 1 x y z"]
     shares: Float[Tensor, "b k x y z"] | None = None
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "Target":
         """The same target on another device."""
         return replace(self, **_moved(self, device))
 

@@ -28,8 +28,8 @@ class Prepared:
 class Task:
     """A frozen description; a new task is one file that makes one of these.
 
-    prepare: (scan on the card's grid, mask on the same grid or None, force) -> Prepared; raises ScanError E-MODALITY for input that the task
-    cannot use, unless force. finish: (prediction [x y z] in network units, Prepared) -> [x y z] in the target's unit.
+    prepare: (scan on the card's grid, mask on the same grid or None, force) -> Prepared; raises ScanError E-MODALITY for input that the
+    task cannot use, unless force. finish: (prediction [x y z] in network units, Prepared) -> [x y z] in the target's unit.
     outside: the target's value where there is no patient. range: what the target's unit may hold in a file.
     """
 

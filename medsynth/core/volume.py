@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 
@@ -46,7 +46,7 @@ class Volume:
         x, y, z = (float(step) for step in np.linalg.norm(self.affine_ras[:3, :3], axis=0))
         return x, y, z
 
-    def with_array(self, array: np.ndarray) -> Self:
+    def with_array(self, array: np.ndarray) -> "Volume":
         """Other voxels on the same grid. Raises ValueError if the shape differs."""
         if array.shape != self.array.shape:
             raise ValueError(f"array of shape {array.shape} on a grid of {self.array.shape}")

@@ -81,7 +81,7 @@ def parse(text: str) -> Window:
         return Window(name="custom", width=width, level=level)
     known = ", ".join(f"{w.name} {w.width:g}/{w.level:g}" for w in WINDOWS.values())
     raise UsageError(
-        "E-WINDOW", f"{text!r} is no HU window", remedy=f"a name, or width,level such as 400,40 with a width above 0. Names: {known}"
+        "E-WINDOW", f"{text!r} is no HU window", remedy=f"a name, or width,level with a width above 0 (400,40). Names: {known}"
     )
 
 

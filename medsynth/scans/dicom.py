@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -30,12 +29,12 @@ CROOKED_PIXELS = 0.5  # sideways distance of a slice from the line through the f
 
 NO_SLICES = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG")
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-TAGS = [
+TEXTS = (
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "ImageType", "InstanceNumber",
-    "Rows", "Columns", "NumberOfFrames", "PhotometricInterpretation", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
-    "SliceThickness", "SpacingBetweenSlices", "RescaleSlope", "RescaleIntercept",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
-]  # fmt: skip
+    "NumberOfFrames", "PhotometricInterpretation", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness",
+    "SpacingBetweenSlices", "RescaleSlope", "RescaleIntercept",
+)  # fmt: skip
+OTHER_TAGS = ("Rows", "Columns", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
 Rescale = tuple[float, float]
 
@@ -80,11 +79,12 @@ def is_dicom(path: Path) -> bool:
 def slices(path: Path) -> list[Slice]:
     """The planes in a DICOM file: one, or the frames of an enhanced object; none if it is no image that lies in the patient."""
     try:
-        header = dcmread(path, stop_before_pixels=True, specific_tags=TAGS, force=True)
-        if header.get("Modality", "") in NO_SLICES or str(header.get("SOPClassUID", "")).startswith(SECONDARY_CAPTURE):
+        header = dcmread(path, stop_before_pixels=True, specific_tags=[*TEXTS, *OTHER_TAGS], force=True)
+        planes = list(_planes(header))
+        if any(texts.get("Modality") in NO_SLICES or texts.get("SOPClassUID", "").startswith(SECONDARY_CAPTURE) for texts in planes[:1]):
             return []
-        frames = list(_frames(header))
-        return [_slice(path, k, fields, _rescale(frames[0])) for k, fields in enumerate(frames)]
+        size = (int(header.Rows), int(header.Columns))
+        return [_slice(path, k, size, texts, _rescale(planes[0])) for k, texts in enumerate(planes)]
     except _NOT_A_PLANE:
         return []
 
@@ -127,43 +127,56 @@ def read(files: Sequence[Path], *, case: str, allow_gaps: bool = False, volume: 
     return Volume(array=array.T, affine_ras=RAS_LPS @ to_lps @ local, origin=origin)
 
 
-def _frames(header: Dataset) -> Iterator[dict[str, Any]]:
-    """Values by keyword for each plane; an enhanced object's functional groups (PS3.3 C.7.6.16) flattened into them."""
-    common = {element.keyword: element.value for element in header if element.VR != "SQ"}
+def _planes(header: Dataset) -> Iterator[dict[str, str]]:
+    """Texts by keyword for each plane; an enhanced object's functional groups (PS3.3 C.7.6.16) flattened into them."""
+    common = _texts(header)
     for groups in header.get("SharedFunctionalGroupsSequence") or []:
         common |= _flat(groups)
     if "PerFrameFunctionalGroupsSequence" in header:
         for k, groups in enumerate(header.PerFrameFunctionalGroupsSequence):
-            yield common | {"InstanceNumber": k + 1} | _flat(groups)
-    elif int(common.get("NumberOfFrames") or 1) == 1:
+            yield common | {"InstanceNumber": str(k + 1)} | _flat(groups)
+    elif int(common.get("NumberOfFrames", "1")) == 1:
         yield common
 
 
-def _flat(groups: Dataset) -> dict[str, Any]:
-    sequences = [element.value for element in groups if element.VR == "SQ" and element.value]
-    return {element.keyword: element.value for items in sequences for element in items[0] if element.VR != "SQ"}
+def _flat(groups: Dataset) -> dict[str, str]:
+    items = [element.value[0] for element in groups if element.VR == "SQ" and element.value]
+    return {keyword: text for item in items for keyword, text in _texts(item).items()}
 
 
-def _slice(path: Path, frame: int, fields: dict[str, Any], applied: Rescale | None) -> Slice:
-    """Raises KeyError, TypeError or ValueError where a plane has no position."""
-    y_mm, x_mm = (float(v) for v in fields["PixelSpacing"])  # the distance of rows comes first (PS3.3 10.7.1.3)
-    position, orientation = (tuple(float(v) for v in fields[word]) for word in ("ImagePositionPatient", "ImageOrientationPatient"))
+def _texts(dataset: Dataset) -> dict[str, str]:
+    """Elements that are not empty. As they are: pydicom's conversion warns of every long decimal and odd identifier, and quotes it."""
+    elements = {keyword: dataset.get_item(keyword) for keyword in TEXTS}
+    texts = {keyword: _decoded(element.value) for keyword, element in elements.items() if element is not None and element.value}
+    return {keyword: text for keyword, text in texts.items() if text}
+
+
+def _decoded(value: bytes) -> str:
+    try:
+        return value.decode("utf-8").strip(" \0")
+    except UnicodeDecodeError:
+        return value.decode("latin-1").strip(" \0")
+
+
+def _slice(path: Path, frame: int, size: tuple[int, int], texts: dict[str, str], applied: Rescale | None) -> Slice:
+    """Raises KeyError or ValueError where a plane has no position."""
+    position, orientation, (y_mm, x_mm) = (  # the distance of rows comes first (PS3.3 10.7.1.3)
+        tuple(float(number) for number in texts[keyword].split("\\"))
+        for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+    )
     if (len(position), len(orientation)) != (3, 6):
         raise ValueError("a plane needs three and six numbers")
     return Slice(
-        path=path, frame=frame, uid=str(fields.get("SOPInstanceUID") or ""), series=str(fields.get("SeriesInstanceUID") or ""),
-        number=str(fields.get("SeriesNumber") or ""), description=str(fields.get("SeriesDescription") or ""),
-        modality=str(fields.get("Modality") or ""), is_scout="LOCALIZER" in (fields.get("ImageType") or ()),
-        photometric=str(fields.get("PhotometricInterpretation") or "MONOCHROME2"), instance=int(fields.get("InstanceNumber") or 0),
-        size=(int(fields["Rows"]), int(fields["Columns"])), position_mm=position, orientation=orientation, spacing_mm=(x_mm, y_mm),
-        thickness_mm=float(fields.get("SpacingBetweenSlices") or fields.get("SliceThickness") or 1.0),
-        rescale=_rescale(fields), applied=applied,
+        path=path, frame=frame, uid=texts.get("SOPInstanceUID", ""), series=texts.get("SeriesInstanceUID", ""),
+        number=texts.get("SeriesNumber", ""), description=texts.get("SeriesDescription", ""), modality=texts.get("Modality", ""),
+        is_scout="LOCALIZER" in texts.get("ImageType", ""), photometric=texts.get("PhotometricInterpretation", "MONOCHROME2"),
+        instance=int(texts.get("InstanceNumber", "0")), size=size, position_mm=position, orientation=orientation, spacing_mm=(x_mm, y_mm),
+        thickness_mm=float(texts.get("SpacingBetweenSlices") or texts.get("SliceThickness") or 1), rescale=_rescale(texts), applied=applied,
     )  # fmt: skip
 
 
-def _rescale(fields: dict[str, Any]) -> Rescale | None:
-    slope, intercept = fields.get("RescaleSlope"), fields.get("RescaleIntercept")
-    return None if slope is None else (float(slope), float(intercept or 0))
+def _rescale(texts: dict[str, str]) -> Rescale | None:
+    return (float(texts["RescaleSlope"]), float(texts.get("RescaleIntercept", "0"))) if "RescaleSlope" in texts else None
 
 
 def _distinct(found: list[Slice], case: str) -> tuple[list[Slice], tuple[str, ...]]:

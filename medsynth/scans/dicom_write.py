@@ -30,7 +30,7 @@ from medsynth.core.errors import ScanError, UsageError
 from medsynth.core.volume import Volume
 
 INTERCEPT_HU, STORED_MAX = -1024, 2**16 - 1  # slope 1, unsigned 16 bits: HU from -1024 to 64511
-GRID_TOLERANCE_MM = 0.1  # between a slice's corners in its header and in the volume: readers average the slices' distances
+GRID_TOLERANCE_VOXELS = 0.15  # from a slice's corners to those of its plane: readers take slices that lie a tenth off an even grid
 WINDOWS_HU = {"SOFT TISSUE": ("40", "400"), "BONE": ("400", "2000")}  # centre, width
 UID_SPACE = uuid.UUID("8f0c6f0e-6d0b-5c0a-9a57-2f5a3b1c9d4e")  # of this package's UIDs, which are 2.25.<UUID> (PS3.5 B.2)
 LOSSY_SYNTAXES = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
@@ -133,9 +133,9 @@ def _check_slice(volume: Volume, k: int, header: Dataset) -> None:
         raise ScanError("E-UID", f"{name} has no SOP Instance UID, so no derived image can refer to it", remedy="write NIfTI instead")
     if (header.get("Columns"), header.get("Rows")) != volume.shape[:2]:
         raise _off_grid(f"{name} has other rows or columns than the synthetic CT")
-    distance_mm = _distance_mm(volume, k, header)
-    if not distance_mm <= GRID_TOLERANCE_MM:
-        raise _off_grid(f"{name} lies {distance_mm:.2f} mm from its plane of the synthetic CT")
+    distance_voxels = _distance_voxels(volume, k, header)
+    if not distance_voxels <= GRID_TOLERANCE_VOXELS:
+        raise _off_grid(f"{name} lies {distance_voxels:.2f} voxels from its plane of the synthetic CT")
 
 
 def _refuse_burned_in(headers: Iterable[Dataset], files: Iterable[Path]) -> None:
@@ -148,18 +148,19 @@ def _off_grid(cause: str) -> ScanError:
     return ScanError("E-GRID", cause, remedy="write NIfTI instead: it holds any grid")
 
 
-def _distance_mm(volume: Volume, k: int, header: Dataset) -> float:
-    """Largest distance between the corners of slice k in its header (PS3.3 C.7.6.2.1.1) and in the volume; NaN if the header lacks them."""
+def _distance_voxels(volume: Volume, k: int, header: Dataset) -> float:
+    """Largest distance along an axis between slice k's corners in its header (PS3.3 C.7.6.2.1.1) and in the volume; NaN without tags."""
     position, orientation = _numbers(header, "ImagePositionPatient"), _numbers(header, "ImageOrientationPatient")
     spacing = _numbers(header, "PixelSpacing")
     if (len(position), len(orientation), len(spacing)) != (3, 6, 2):
         return float("nan")
-    plane_lps = np.stack([orientation[:3] * spacing[1], orientation[3:] * spacing[0], position], axis=1)
-    plane_ras = np.diag([-1.0, -1.0, 1.0]) @ plane_lps
-    in_volume = np.stack([*volume.affine_ras[:3, :2].T, volume.affine_ras[:3, 2] * k + volume.affine_ras[:3, 3]], axis=1)
+    row, column = orientation[:3] / np.linalg.norm(orientation[:3]), orientation[3:] / np.linalg.norm(orientation[3:])
+    plane_ras = np.diag([-1.0, -1.0, 1.0]) @ np.stack([row * spacing[1], column * spacing[0], position], axis=1)
+    steps, start = volume.affine_ras[:3, :3], volume.affine_ras[:3, 3]
+    in_volume = np.stack([steps[:, 0], steps[:, 1], steps[:, 2] * k + start], axis=1)
     x, y = volume.shape[0] - 1, volume.shape[1] - 1
     corners = np.array([(0, 0, 1), (x, 0, 1), (0, y, 1), (x, y, 1)]).T
-    return float(np.linalg.norm((plane_ras - in_volume) @ corners, axis=0).max())
+    return float(np.abs(np.linalg.pinv(steps) @ (plane_ras - in_volume) @ corners).max())
 
 
 def _series(volume: Volume, headers: Sequence[Dataset], recipe: _Recipe) -> Dataset:

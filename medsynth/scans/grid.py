@@ -13,16 +13,18 @@ from medsynth.core.volume import Volume
 
 # Both grids' voxels taken as Gaussians with their spacing as full width at half maximum: what the coarser one lacks (Cardoso 2015, MICCAI).
 SIGMA_PER_VOXEL = 1 / np.sqrt(8 * np.log(2))
+ROUNDING = 0.01  # of a voxel: no voxel of the scan may lie on the outer edge of the card's, where arithmetic decides the side
 
 
 def to_card(volume: Volume, spacing_mm: tuple[float, float, float]) -> Volume:
     """The scan on a grid of the given spacing that runs along R, A and S and covers it.
 
     Aligned with the patient rather than with the scan's planes: heads lie nearly upright in the scanner, oblique planes do not.
+    The scan's outermost voxels lie at most half a voxel outside, never inside a further one that would hold nothing but background.
     """
     corners = volume.affine_ras[:3, :3] @ _corner_indices(volume.shape) + volume.affine_ras[:3, 3:]
     low, high = corners.min(1), corners.max(1)
-    size = [int(n) for n in np.ceil((high - low) / spacing_mm - 1e-6) + 1]
+    size = [int(n) for n in np.floor((high - low) / spacing_mm + ROUNDING) + 1]
     affine = np.diag([*spacing_mm, 1.0])
     affine[:3, 3] = (low + high - (np.array(size) - 1) * spacing_mm) / 2
     array = resample(volume, affine, (size[0], size[1], size[2]), outside=float(volume.array.min()))

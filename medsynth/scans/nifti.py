@@ -14,6 +14,7 @@ from typing import Literal, cast
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.freesurfer.mghformat import MGHError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
@@ -27,7 +28,19 @@ DISAGREE_VOXELS = 1e-2  # beyond what float32 quaternions round away
 GZIP_LEVEL = 4  # twice as fast as 9, a few per cent larger
 UNIT_MM = {"meter": 1e3, "micron": 1e-3}
 
-_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
+# What gzip and nibabel raise for damaged files; LookupError and TypeError where an MGH header is too short or names no type.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    zlib.error,
+    ImageFileError,
+    HeaderDataError,
+    WrapStructError,
+    MGHError,
+)
 _Image = nib.Nifti1Image | nib.MGHImage
 
 

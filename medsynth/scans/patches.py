@@ -24,7 +24,9 @@ RUN_BYTES_PER_VOXEL = 40
 RUN_BYTES = 1_000_000_000
 
 
-def blend(predict: Predict, image: np.ndarray, region: np.ndarray, *, patch: tuple[int, int, int], batch: int, device: torch.device) -> np.ndarray:
+def blend(
+    predict: Predict, image: np.ndarray, region: np.ndarray, *, patch: tuple[int, int, int], batch: int, device: torch.device
+) -> np.ndarray:
     """float32 [x y z] from an image [c x y z]; zero outside the region's box.
 
     When memory runs out, the batch is halved, then the patch made smaller by a quarter. Raises OutOfMemoryError E-MEM below 32 voxels.
@@ -68,7 +70,14 @@ def affordable_batch(scan_voxels: int, patch: tuple[int, int, int], device: torc
 
 def _windows(predict: Predict, image: Tensor, patch: tuple[int, int, int], batch: int, device: torch.device) -> np.ndarray:
     blended = sliding_window_inference(
-        image, roi_size=patch, sw_batch_size=batch, predictor=predict, overlap=OVERLAP, mode="gaussian", sw_device=device, device=torch.device("cpu")
+        image,
+        roi_size=patch,
+        sw_batch_size=batch,
+        predictor=predict,
+        overlap=OVERLAP,
+        mode="gaussian",
+        sw_device=device,
+        device=torch.device("cpu"),
     )
     assert isinstance(blended, Tensor)
     return blended[0, 0].numpy()
@@ -90,4 +99,8 @@ def _smaller(patch: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in str(error) or "can't allocate memory" in str(error)
+    return (
+        isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        or "not enough memory" in str(error)
+        or "can't allocate memory" in str(error)
+    )

@@ -12,7 +12,11 @@ Patch = tuple[int, int, int]
 
 
 class Degradation(NamedTuple):
-    """Parameters of one scan. bias: fine and coarse nodes [1 i j k] of the log of the field; sigma in voxels; others relative to the brightest tissue."""
+    """Parameters of one scan.
+
+    bias: fine and coarse nodes [1 i j k] of the log of the field. blur_sigma, slice_voxels: voxels. noise, air_below: relative to the
+    brightest tissue. cuts: (axis, voxels), positive from the low end, negative from the high end.
+    """
 
     bias: tuple[np.ndarray, np.ndarray]
     blur_sigma: float
@@ -27,7 +31,7 @@ class Degradation(NamedTuple):
 
 
 def draw_degradation(rng: np.random.Generator, patch: Patch, spacing_mm: float) -> Degradation:
-    """One scan's degradation. cuts: (axis, voxels), positive from the low end, negative from the high end."""
+    """One scan's degradation."""
     sharp = rng.random() < 0.5
     thick = rng.random() < 0.35
     return Degradation(

@@ -165,7 +165,7 @@ def _shares(tissues: list[Int[Tensor, "x y z"]]) -> Float[Tensor, "k x y z"]:
 
 def _lookup(volume: Tensor, points: Float[Tensor, "3 x y z"]) -> Int[Tensor, "x y z"]:
     """Nearest neighbour; past the border the outermost voxel."""
-    nx, ny, nz = volume.shape
+    _, ny, nz = volume.shape
     i, j, k = (p.round().clamp_(0, n - 1).int() for p, n in zip(points, volume.shape, strict=True))
     return volume.reshape(-1)[(i * ny + j) * nz + k]
 

@@ -44,7 +44,9 @@ def pack(labels: np.ndarray) -> Head:
     tissue = label_table()[labels]
     if (tissue == 255).any():
         unknown = sorted(set(labels[tissue == 255].tolist()))
-        raise ScanError("E-MODALITY", f"labels without a tissue: {unknown[:8]}", remedy="give head label maps with SynthSeg/CHARM numbering")
+        raise ScanError(
+            "E-MODALITY", f"labels without a tissue: {unknown[:8]}", remedy="give head label maps with SynthSeg/CHARM numbering"
+        )
     tissue = np.where(_largest(tissue > 0), tissue, 0).astype(np.uint8)
     head = _outline(tissue > 0)
     tissue[(tissue == 0) & head] = INDEX["inner_air"]
@@ -83,7 +85,9 @@ def _find(folder: Path, name: str) -> Path:
         stem = path.name.split(".")[0].split("-")[0]
         if stem == name or stem.rsplit("_", 1)[-1] == name:
             return path
-    raise ScanError("E-EMPTY", f"no label map named {name} in the data folder", remedy="point --data at the folder that the card's [train] table names")
+    raise ScanError(
+        "E-EMPTY", f"no label map named {name} in the data folder", remedy="point --data at the folder that the card's [train] table names"
+    )
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:

@@ -58,7 +58,10 @@ def _problem(scan: Volume, region: np.ndarray, scale: Scale) -> tuple[str, str] 
     if volume_ml < HEAD_ML[0]:
         return f"the body in the image has {volume_ml:.0f} ml, too little for a head", "give a scan that shows the head, or its --mask"
     if volume_ml > HEAD_ML[1]:
-        return f"the body in the image has {volume_ml:.0f} ml, more than a head", "give a scan of the head; other regions need another model"
+        return (
+            f"the body in the image has {volume_ml:.0f} ml, more than a head",
+            "give a scan of the head; other regions need another model",
+        )
     if is_stripped(scan.array, region, scan.spacing_mm, scale.half_width):
         return "the skull was removed from this MR: any skull in its CT would be invented", "give the MR as it was scanned"
     return None

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from medsynth.core import windows
 from medsynth.core.windows import DisplayScale
-from medsynth.verbs.planes import Plane
+from medsynth.scans.planes import Plane
 
 Colour = tuple[int, int, int]
 
@@ -117,7 +117,8 @@ def with_palette(image: Image.Image) -> Image.Image:
 
 def blue_white_red(scale: DisplayScale, values: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape 3"]:
     """Colours for signed values: blue at the scale's lower end and below, white in its middle, red at its upper end and above."""
-    return np.array(_ramp(BLUE_WHITE_RED, 256), dtype=np.uint8)[windows.apply(scale, values)]
+    table = [np.interp(np.arange(256), (0, 64, 128, 192, 255), channel) for channel in zip(*BLUE_WHITE_RED, strict=True)]
+    return np.rint(np.stack(table, axis=1)).astype(np.uint8)[windows.apply(scale, values)]
 
 
 def _layout(sheet: Sheet) -> _Layout:
@@ -135,9 +136,8 @@ def _layout(sheet: Sheet) -> _Layout:
     head = MARGIN + TITLE + LINE * (details + 2)
     tops = [head + STRIP + LETTERS + sum(heights[:n]) + n * (STRIP + 2 * LETTERS) for n in range(len(heights))]
     foot = tops[-1] + heights[-1] + 2 * LETTERS + bar
-    return _Layout(
-        scale=scale, lefts=lefts, widths=widths, tops=tops, heights=heights, right=lefts[-1] + widths[-1] + LETTERS + MARGIN, foot=foot
-    )
+    right = lefts[-1] + widths[-1] + LETTERS + MARGIN
+    return _Layout(scale=scale, lefts=lefts, widths=widths, tops=tops, heights=heights, right=right, foot=foot)
 
 
 def _draw_headings(ink: ImageDraw.ImageDraw, sheet: Sheet, layout: _Layout) -> None:
@@ -147,15 +147,10 @@ def _draw_headings(ink: ImageDraw.ImageDraw, sheet: Sheet, layout: _Layout) -> N
         for number, line in enumerate(_details(heading, width)):
             _write(ink, (left + width // 2, top + LINE * (number + 1)), line, SMALL, FAINT, "ma")
     for heading, top in zip(sheet.rows, layout.tops, strict=True):
-        _write(ink, (MARGIN, top - LETTERS - STRIP + 6), heading.title, TEXT, INK)
-        start = MARGIN + _length(heading.title, TEXT) + GAP
-        _write(
-            ink,
-            (start, top - LETTERS - STRIP + 8),
-            _fitted("   ".join(heading.details), layout.right - MARGIN - start, SMALL),
-            SMALL,
-            FAINT,
-        )
+        start, level = MARGIN + _length(heading.title, TEXT) + GAP, top - LETTERS - STRIP
+        details = _fitted("   ".join(heading.details), layout.right - MARGIN - start, SMALL)
+        _write(ink, (MARGIN, level + 6), heading.title, TEXT, INK)
+        _write(ink, (start, level + 8), details, SMALL, FAINT)
 
 
 def _details(heading: Heading, width: int) -> list[str]:
@@ -163,9 +158,10 @@ def _details(heading: Heading, width: int) -> list[str]:
 
 
 def _draw_panel(image: Image.Image, panel: Panel, scale: float, centre: tuple[int, int]) -> None:
-    """The panel around a point of the picture, with its letters. Interpolation precedes the window, which would else blur its own edges."""
+    """The panel around a point of the picture, with its letters."""
+    # In the scan's unit, before the window, which would else blur its own edges; linear, since a cubic would draw a bright rim around the skin.
     high, wide = (max(1, round(scale * side)) for side in panel.plane.size_mm)
-    values = Image.fromarray(np.ascontiguousarray(panel.pixels, dtype=np.float32)).resize((wide, high), Image.Resampling.BICUBIC)
+    values = Image.fromarray(np.ascontiguousarray(panel.pixels, dtype=np.float32)).resize((wide, high), Image.Resampling.BILINEAR)
     show = blue_white_red if isinstance(panel, SignedPanel) else windows.apply
     left, top = centre[0] - wide // 2, centre[1] - high // 2
     image.paste(Image.fromarray(show(panel.scale, np.asarray(values))), (left, top))

@@ -55,7 +55,8 @@ class RunPrinter:
         if not self._quiet:
             done = sum(case.status == "done" for case in record.cases)
             skipped = sum(case.status == "skipped" for case in record.cases)
-            typer.echo(f"{done} done, {skipped} skipped, {len(failures)} failed in {time.perf_counter() - self._began:.0f} s; record: {record.out / RUN}")
+            seconds = time.perf_counter() - self._began
+            typer.echo(f"{done} done, {skipped} skipped, {len(failures)} failed in {seconds:.0f} s; record: {record.out / RUN}")
         if any(case.exit is Exit.BUG for case in failures):
             typer.echo("some failures are faults of medsynth: please report them", err=True)
 

@@ -15,7 +15,11 @@ def resolve(name: str) -> str:
     if kind == "cuda" and (not index or index.isdigit()):
         if torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count():
             return f"cuda:{index or 0}"
-        raise UsageError("E-DEVICE", f"{name} was asked for, and this machine has {torch.cuda.device_count()} CUDA devices that torch can use", remedy="--device cpu, or install torch with CUDA (medsynth doctor shows what it sees)")
+        raise UsageError(
+            "E-DEVICE",
+            f"{name} was asked for, and this machine has {torch.cuda.device_count()} CUDA devices that torch can use",
+            remedy="--device cpu, or install torch with CUDA (medsynth doctor shows what it sees)",
+        )
     if kind == "mps" and torch.backends.mps.is_available():
         return name
     raise UsageError("E-DEVICE", f"{name} is not a device of this machine", remedy="auto, cpu, cuda:N or mps")

@@ -6,7 +6,6 @@ import shutil
 from importlib import metadata
 from pathlib import Path
 
-
 import platformdirs
 import psutil
 import torch
@@ -34,8 +33,10 @@ def examine() -> dict[str, dict[str, str]]:
             "cuda": ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none",
             "mps": "yes" if torch.backends.mps.is_available() else "none",
         },
-        "caches": {"hub": _folder(_hub_cache()), "packed label maps": _folder(Path(platformdirs.user_cache_dir("medsynth")))} | _hub_settings(),
-        "models": {model.card.name: _state(model) for model in zoo.bundled()} or {"bundled": "missing: the installation holds no models; reinstall"},
+        "caches": {"hub": _folder(_hub_cache()), "packed label maps": _folder(Path(platformdirs.user_cache_dir("medsynth")))}
+        | _hub_settings(),
+        "models": {model.card.name: _state(model) for model in zoo.bundled()}
+        or {"bundled": "missing: the installation holds no models; reinstall"},
         "optional": {"dciodvfy": shutil.which("dciodvfy") or "not there; only the tests of DICOM output use it (Debian: dicom3tools)"},
     }
 
@@ -81,5 +82,3 @@ def _folder(path: Path) -> str:
         return f"{path} (not made yet)"
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
     return f"{path} ({size / 1e6:.0f} MB)"
-
-

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-
 from medsynth import __version__
 from medsynth.core.errors import UsageError
 from medsynth.core.task import Prepared, Task
@@ -40,7 +39,15 @@ def output_name(found: folder.Found, suffix: str, format_: Format) -> str:
 
 
 def write(
-    output: Volume, scan: Volume, prepared: Prepared, task: Task, model: Model, settings: "Settings", fingerprint: str, seconds: dict[str, float], began: float
+    output: Volume,
+    scan: Volume,
+    prepared: Prepared,
+    task: Task,
+    model: Model,
+    settings: "Settings",
+    fingerprint: str,
+    seconds: dict[str, float],
+    began: float,
 ) -> Case:
     """Volume, picture, sidecar: in this order, each under a temporary name first."""
     found = folder.Found(kind=scan.origin.kind, case=scan.origin.case, files=scan.origin.files, series=scan.origin.series)
@@ -48,7 +55,9 @@ def write(
     path = settings.out / name
     warnings = prepared.warnings + scan.origin.notes
     _write_volume(output, path, model, settings)
-    image = picture.draw_pair(scan, output, settings.windows, footer=f"{model.card.name} {model.card.version} · {DISCLAIMER}", warnings=warnings)
+    image = picture.draw_pair(
+        scan, output, settings.windows, footer=f"{model.card.name} {model.card.version} · {DISCLAIMER}", warnings=warnings
+    )
     picture.save(image, settings.out / f"{found.case}_{task.suffix}.png")
     sidecar: dict[str, Any] = {
         "Description": f"{task.summary} {DISCLAIMER}",
@@ -109,7 +118,11 @@ def match_masks(path: Path | None, found: list[folder.Found]) -> dict[str, folde
     by_name = {mask.case.removesuffix("_mask"): mask for mask in masks}
     missing = [item.case for item in found if item.case not in by_name]
     if missing:
-        raise UsageError("E-MASK", f"no mask for {len(missing)} of {len(found)} scans, first: {missing[0]}", remedy="name masks as their scans, or give one scan with one mask")
+        raise UsageError(
+            "E-MASK",
+            f"no mask for {len(missing)} of {len(found)} scans, first: {missing[0]}",
+            remedy="name masks as their scans, or give one scan with one mask",
+        )
     return {item.case: by_name[item.case] for item in found}
 
 

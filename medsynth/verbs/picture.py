@@ -1,4 +1,4 @@
-"""The picture of a scan or of a pair: axial, coronal and sagittal, in every HU window, with the difference where two scans have one unit."""
+"""The picture of a scan or of a pair: axial, coronal and sagittal, in every HU window, and what a prediction differs by."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +10,11 @@ from PIL import Image
 from medsynth.core import windows
 from medsynth.core.volume import Volume
 from medsynth.core.windows import DisplayScale, Range, Window
+from medsynth.scans import planes
 from medsynth.scans.nifti import replacing
-from medsynth.verbs import canvas, planes
+from medsynth.scans.planes import Plane, Point
+from medsynth.verbs import canvas
 from medsynth.verbs.canvas import Heading, Panel, Sheet, SignedPanel
-from medsynth.verbs.planes import Plane, Point
 
 SYNTHETIC = "synthetic, for research"
 READING = "Radiological convention: the patient's right is on the left. Positions in mm, RAS+."
@@ -41,18 +42,19 @@ class _Series:
     panels: tuple[Panel, ...]
 
 
-def draw_scan(scan: Volume, hu_windows: tuple[Window, ...], *, at_mm: Point | None = None) -> Image.Image:
+def draw_scan(scan: Volume, hu_windows: tuple[Window, ...], *, at_mm: Point | None = None, badge: str = "") -> Image.Image:
     """One scan, its three planes in a row: a row for each window if its values are HU, otherwise one row by percentiles.
 
-    at_mm: the point that the planes go through, RAS+; None: the middle of the body. Raises UsageError E-AT if it is not in the scan.
+    at_mm: the point that the planes go through, RAS+; None: the middle of the body. badge: at the top right, as SYNTHETIC.
+    Raises UsageError E-AT if the point is not in the scan.
     """
     shown = _by_file(scan, "scan")
     views = _views([shown], at_mm)
     series = _all_series([shown], hu_windows, views)
     columns = [Heading(title=view.name, details=view.where) for view in views]
     rows = [one.heading for one in series]
-    sheet = Sheet(title=scan.origin.case, columns=columns, rows=rows, panels=[one.panels for one in series], notes=(READING,))
-    return canvas.draw(sheet)
+    panels = [one.panels for one in series]
+    return canvas.draw(Sheet(title=scan.origin.case, badge=badge, columns=columns, rows=rows, panels=panels, notes=(READING,)))
 
 
 def draw_pair(source: Volume, result: Volume, hu_windows: tuple[Window, ...], *, footer: str, warnings: tuple[str, ...]) -> Image.Image:
@@ -66,19 +68,21 @@ def draw_pair(source: Volume, result: Volume, hu_windows: tuple[Window, ...], *,
     return canvas.draw(_side_by_side(source.origin.case, series, views, badge=SYNTHETIC, warnings=warnings, notes=(READING, footer)))
 
 
-def draw_comparison(reference: Volume, prediction: Volume, hu_windows: tuple[Window, ...], *, at_mm: Point | None = None) -> Image.Image:
+def draw_comparison(
+    reference: Volume, prediction: Volume, hu_windows: tuple[Window, ...], *, at_mm: Point | None = None, badge: str = ""
+) -> Image.Image:
     """A reference beside a prediction on one grid, and prediction - reference: in the `error` window if both are in HU.
 
-    Scans without unit are compared in percent of their grey levels. A CT and a scan without unit have no difference, which the picture says.
-    Raises UsageError E-AT if at_mm, RAS+, is not in the scans.
+    Scans without unit are compared in percent of their grey levels. A CT and a scan without unit have no difference; the picture says so.
+    at_mm, badge, errors: as for `draw_scan`.
     """
     before, after = _by_file(reference, "reference"), _by_file(prediction, "prediction")
     views = _views([before, after], at_mm)
     series = _all_series([before, after], hu_windows, views)
     title = f"{prediction.origin.case}   against   {reference.origin.case}"
     if before.in_hu != after.in_hu:
-        return canvas.draw(_side_by_side(title, series, views, warnings=(MIXED,), notes=(READING,)))
-    return canvas.draw(_side_by_side(title, [*series, _difference(before, after, views)], views, notes=(READING,)))
+        return canvas.draw(_side_by_side(title, series, views, badge=badge, warnings=(MIXED,), notes=(READING,)))
+    return canvas.draw(_side_by_side(title, [*series, _difference(before, after, views)], views, badge=badge, notes=(READING,)))
 
 
 def is_ct(scan: Volume) -> bool:
@@ -151,7 +155,7 @@ def _greys(shown: _Shown) -> Range:
 
 
 def _side_by_side(
-    title: str, series: Sequence[_Series], views: Sequence[Plane], *, badge: str = "", warnings: Sequence[str] = (), notes: Sequence[str]
+    title: str, series: Sequence[_Series], views: Sequence[Plane], *, badge: str, warnings: Sequence[str] = (), notes: Sequence[str]
 ) -> Sheet:
     rows = [Heading(title=view.name, details=view.where) for view in views]
     panels = list(zip(*(one.panels for one in series), strict=True))

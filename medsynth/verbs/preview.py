@@ -1,15 +1,17 @@
 """`medsynth preview`: a picture of one scan, or of a reference, a prediction and their difference."""
 
+import json
 import math
 from pathlib import Path
+from typing import Any
 
 from medsynth.core.errors import ScanError, UsageError
 from medsynth.core.volume import Volume, grid_distance_mm, same_grid
 from medsynth.core.windows import parse
 from medsynth.scans import folder
 from medsynth.scans.folder import Choices
+from medsynth.scans.planes import Point
 from medsynth.verbs import picture
-from medsynth.verbs.planes import Point
 
 DEFAULT_WINDOWS = ("head-soft", "bone")
 
@@ -17,25 +19,25 @@ DEFAULT_WINDOWS = ("head-soft", "bone")
 def preview(path: Path, other: Path | None, out: Path | None, *, windows: tuple[str, ...], at: str, choices: Choices) -> Path:
     """Draws the scan at `path`, or compares the prediction `other` with the reference `path`; returns the PNG's path.
 
-    out: None writes `<case>_preview.png` beside the scan. windows: names or `width,level`; none means head-soft and bone. at: `x,y,z` in mm
-    (RAS+), or "" for the middle of the body. choices: for both scans.
-    Raises UsageError E-WINDOW, E-AT, E-OUT; ScanError E-GRID if the two differ in geometry, E-SERIES if a path holds several scans, and what
-    reading raises.
+    out: None writes `<case>_preview.png` beside the scan. windows: names or `width,level`; none means head-soft and bone. at: `x,y,z` in
+    mm (RAS+), or "" for the middle of the body. choices: for both scans.
+    Raises UsageError E-WINDOW, E-AT, E-OUT; ScanError E-GRID if the two differ in geometry, E-SERIES if a path holds several scans; and
+    what reading raises.
     """
     chosen = tuple(parse(text) for text in windows or DEFAULT_WINDOWS)
     at_mm = _point(at)
     scan = _only(path, choices)
-    target = _target(scan, out)
     second = None if other is None else _only(other, choices)
-    if windows and not any(picture.is_ct(one) for one in (scan, second) if one is not None):
-        raise UsageError(
-            "E-WINDOW", "windows are in HU, and no scan here is a CT", remedy="leave out --window: other scans are shown by percentiles"
-        )
+    shown = [scan] if second is None else [scan, second]
+    if windows and not any(picture.is_ct(one) for one in shown):
+        raise UsageError("E-WINDOW", "windows are in HU, and no scan here is a CT", remedy="leave out --window, for percentiles")
+    target = _target(scan, out)
+    badge = picture.SYNTHETIC if any(_is_synthetic(one) for one in shown) else ""
     if second is None:
-        image = picture.draw_scan(scan, chosen, at_mm=at_mm)
+        image = picture.draw_scan(scan, chosen, at_mm=at_mm, badge=badge)
     else:
         _check_grid(scan, second)
-        image = picture.draw_comparison(scan, second, chosen, at_mm=at_mm)
+        image = picture.draw_comparison(scan, second, chosen, at_mm=at_mm, badge=badge)
     target.parent.mkdir(parents=True, exist_ok=True)
     picture.save(image, target)
     return target
@@ -45,23 +47,38 @@ def _only(path: Path, choices: Choices) -> Volume:
     found = folder.find(path, choices=choices)
     if len(found) > 1:
         names = ", ".join(one.case for one in found[:8]) + (", ..." if len(found) > 8 else "")
-        raise ScanError(
-            "E-SERIES", f"{path.name or path} holds {len(found)} scans: {names}", remedy="give one file, one folder of slices, or --series"
-        )
+        raise ScanError("E-SERIES", f"{path.name or path} holds {len(found)} scans: {names}", remedy="give one of them")
     return folder.read(found[0], choices=choices)
 
 
 def _target(scan: Volume, out: Path | None) -> Path:
-    """Where the PNG goes: a series' own folder stays as it is, its picture lies beside it."""
     name = f"{scan.origin.case}_preview.png"
     if out is None:
-        beside = scan.origin.files[0].resolve().parent
-        return (beside.parent if scan.origin.kind == "dicom" else beside) / name
+        return _beside(scan) / name
     if out.is_dir():
         return out / name
     if out.suffix.lower() != ".png":
         raise UsageError("E-OUT", f"{out.name} does not end in .png", remedy="pictures are PNG files: --out NAME.png, or a folder")
     return out
+
+
+def _beside(scan: Volume) -> Path:
+    """The folder of a file; for a series, the folder that its own folder lies in."""
+    parent = scan.origin.files[0].resolve().parent
+    return parent.parent if scan.origin.kind == "dicom" else parent
+
+
+def _is_synthetic(scan: Volume) -> bool:
+    """Whether the sidecar that a run leaves beside its outputs says that medsynth made the scan."""
+    try:
+        sidecar: Any = json.loads((_beside(scan) / f"{scan.origin.case}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    match sidecar:
+        case {"GeneratedBy": {"Name": "medsynth"}}:
+            return True
+        case _:
+            return False
 
 
 def _point(text: str) -> Point | None:
@@ -83,9 +100,7 @@ def _check_grid(reference: Volume, prediction: Volume) -> None:
         found = f"{_size(reference)} and {_size(prediction)} voxels"
     else:
         found = f"corners up to {grid_distance_mm(reference, prediction):.3g} mm apart"
-    raise ScanError(
-        "E-GRID", f"the two scans differ in geometry: {found}", remedy="resample one to the other's grid, or preview each alone"
-    )
+    raise ScanError("E-GRID", f"the two scans differ in geometry: {found}", remedy="resample one to the other's grid")
 
 
 def _size(volume: Volume) -> str:

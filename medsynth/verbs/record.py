@@ -9,7 +9,7 @@ import platform
 import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 
@@ -37,7 +37,7 @@ class Case:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def failed(cls, case: str, error: Exception | None) -> Self:
+    def failed(cls, case: str, error: Exception | None) -> "Case":
         """A failure with its code; an unexpected one carries the place in the program, without values (privacy)."""
         if isinstance(error, MedsynthError):
             return cls(case=case, status="failed", code=error.code, cause=error.cause, remedy=error.remedy, exit=error.exit)
@@ -64,10 +64,20 @@ class Record:
         self._head = {
             "medsynth": __version__,
             "settings": command,
-            "model": {"name": model.card.name, "version": model.card.version, "revision": model.revision, "sha256": model.card.weights.sha256 if model.card.weights else ""},
+            "model": {
+                "name": model.card.name,
+                "version": model.card.version,
+                "revision": model.revision,
+                "sha256": model.card.weights.sha256 if model.card.weights else "",
+            },
             "device": device,
             "precision": precision.removeprefix("torch."),
-            "machine": {"system": platform.platform(), "python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()},
+            "machine": {
+                "system": platform.platform(),
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "threads": torch.get_num_threads(),
+            },
             "started": _now(),
         }
 
@@ -93,7 +103,9 @@ class Record:
         return self.failures[0].exit if len(self.failures) == len(self.cases) else Exit.PARTIAL
 
     def _write(self, state: str) -> None:
-        text = json.dumps({**self._head, "state": state, "updated": _now(), "cases": [asdict(case) for case in self.cases]}, indent=2, ensure_ascii=False)
+        text = json.dumps(
+            {**self._head, "state": state, "updated": _now(), "cases": [asdict(case) for case in self.cases]}, indent=2, ensure_ascii=False
+        )
         _replace(self.out / RUN, text + "\n")
         if self.failures:
             table = io.StringIO()

@@ -54,7 +54,7 @@ class Progress(NamedTuple):
     ended: Callable[[Case], None]
 
 
-class _Read(NamedTuple):
+class Read(NamedTuple):
     scan: Volume
     card_affine: np.ndarray
     prepared: Prepared
@@ -67,24 +67,28 @@ def synthesize(settings: Settings, progress: Progress) -> Record:
     task: Task = tasks.get(settings.task)
     model = zoo.find(settings.model)
     if model.card.task != task.name:
-        raise UsageError("E-MODEL", f"{model.card.name} is a model for {model.card.task}", remedy=f"choose one for {task.name}: medsynth models list")
+        raise UsageError(
+            "E-MODEL", f"{model.card.name} is a model for {model.card.task}", remedy=f"choose one for {task.name}: medsynth models list"
+        )
     weights = model.weights_file()
     device = torch.device(resolve(settings.device))
     found = folder.find(settings.source, choices=settings.choices)
     masks = outputs.match_masks(settings.mask, found)
     settings.out.mkdir(parents=True, exist_ok=True)
     outputs.remove_partial(settings.out)
-    record = Record(settings.out, command=outputs.described(settings), model=model, device=str(device), precision=str(precision_for(device)))
-    predict = _predictor(model, weights, device)
+    record = Record(
+        settings.out, command=outputs.described(settings), model=model, device=str(device), precision=str(precision_for(device))
+    )
+    predict = predictor(model, weights, device)
     progress.started(len(found))
     with _stage("read") as reading, _stage("write") as writing:
         pending: Future[Case] | None = None
         try:
-            for item, ready in _ahead(reading, found, lambda f: _read(f, task, model, settings, masks.get(f.case))):
-                result = _computed(item, ready, predict, model, device)
+            for item, ready in _ahead(reading, found, lambda f: read_scan(f, task, model, settings, masks.get(f.case))):
+                result = compute(ready, predict, model, device)
                 if pending is not None:
                     _ended(record, progress, pending.result())
-                pending = writing.submit(_written, item, result, task, model, settings)
+                pending = writing.submit(write_result, item, result, task, model, settings)
             if pending is not None:
                 _ended(record, progress, pending.result())
         except KeyboardInterrupt:
@@ -97,10 +101,10 @@ def synthesize(settings: Settings, progress: Progress) -> Record:
     return record
 
 
-class _Result(NamedTuple):
+class Result(NamedTuple):
     """read and prediction, or the reason why there is none; skipped when the output is there already."""
 
-    read: _Read | None
+    read: Read | None
     prediction: np.ndarray | None
     error: Exception | None
     seconds: float
@@ -111,7 +115,7 @@ class _Skipped(Exception):
     """The output is complete and was made with the same model and settings."""
 
 
-def _read(found: folder.Found, task: Task, model: zoo.Model, settings: Settings, mask: folder.Found | None) -> _Read:
+def read_scan(found: folder.Found, task: Task, model: zoo.Model, settings: Settings, mask: folder.Found | None) -> Read:
     """First stage: file -> prepared network input. Raises _Skipped if there is nothing to do."""
     began = time.perf_counter()
     fingerprint = outputs.fingerprint(found, mask, model, settings)
@@ -119,14 +123,18 @@ def _read(found: folder.Found, task: Task, model: zoo.Model, settings: Settings,
         raise _Skipped
     scan = folder.read(found, choices=settings.choices)
     if settings.format == "dicom" and scan.origin.kind != "dicom":
-        raise ScanError("E-FORMAT", f"{found.case} is no DICOM series, so no DICOM series can be derived from it", remedy="--format nifti or --format same")
+        raise ScanError(
+            "E-FORMAT",
+            f"{found.case} is no DICOM series, so no DICOM series can be derived from it",
+            remedy="--format nifti or --format same",
+        )
     on_card = grid.to_card(scan, model.card.grid.spacing_mm)
     region = None if mask is None else grid.mask_to(folder.read(mask, choices=folder.Choices()), on_card)
     prepared = task.prepare(on_card, region, settings.force)
-    return _Read(scan, on_card.affine_ras, prepared, fingerprint, time.perf_counter() - began)
+    return Read(scan, on_card.affine_ras, prepared, fingerprint, time.perf_counter() - began)
 
 
-def _computed(found: folder.Found, ready: Future[_Read], predict: patches.Predict, model: zoo.Model, device: torch.device) -> _Result:
+def compute(ready: Future[Read], predict: patches.Predict, model: zoo.Model, device: torch.device) -> Result:
     """Second stage: the network, on this thread."""
     try:
         read = ready.result()
@@ -134,14 +142,14 @@ def _computed(found: folder.Found, ready: Future[_Read], predict: patches.Predic
         patch = model.card.grid.patch
         batch = patches.affordable_batch(read.scan.array.size, patch, device)
         prediction = patches.blend(predict, read.prepared.image, read.prepared.region, patch=patch, batch=batch, device=device)
-        return _Result(read, prediction, None, time.perf_counter() - began)
+        return Result(read, prediction, None, time.perf_counter() - began)
     except _Skipped:
-        return _Result(None, None, None, 0.0, skipped=True)
+        return Result(None, None, None, 0.0, skipped=True)
     except Exception as error:  # noqa: BLE001 - one bad scan must not stop the others; the record tells bugs from bad input
-        return _Result(None, None, error, 0.0)
+        return Result(None, None, error, 0.0)
 
 
-def _written(found: folder.Found, result: _Result, task: Task, model: zoo.Model, settings: Settings) -> Case:
+def write_result(found: folder.Found, result: Result, task: Task, model: zoo.Model, settings: Settings) -> Case:
     """Third stage: HU on the scan's own grid, files and picture."""
     if result.skipped:
         return Case(case=found.case, status="skipped", output=outputs.output_name(found, task.suffix, settings.format))
@@ -161,7 +169,7 @@ def _written(found: folder.Found, result: _Result, task: Task, model: zoo.Model,
         return Case.failed(found.case, error)
 
 
-def _predictor(model: zoo.Model, weights: Path, device: torch.device) -> patches.Predict:
+def predictor(model: zoo.Model, weights: Path, device: torch.device) -> patches.Predict:
     """The generator with its weights, strictly loaded, as a function of a batch of patches."""
     from safetensors.torch import load_file
 
@@ -178,9 +186,11 @@ def _predictor(model: zoo.Model, weights: Path, device: torch.device) -> patches
     return predict
 
 
-def _ahead(pool: ThreadPoolExecutor, found: list[folder.Found], work: Callable[[folder.Found], _Read]) -> Iterator[tuple[folder.Found, Future[_Read]]]:
+def _ahead(
+    pool: ThreadPoolExecutor, found: list[folder.Found], work: Callable[[folder.Found], Read]
+) -> Iterator[tuple[folder.Found, Future[Read]]]:
     """Each scan with its future; the next one is begun before this one is handed out."""
-    coming: Future[_Read] | None = pool.submit(work, found[0]) if found else None
+    coming: Future[Read] | None = pool.submit(work, found[0]) if found else None
     for i, item in enumerate(found):
         current = coming
         assert current is not None

@@ -30,7 +30,9 @@ CHECKPOINT = "checkpoint.pt"
 Say = Callable[[str], None]
 
 
-def train(card_path: Path, data: Path, out: Path, *, device: str = "auto", max_steps: int | None = None, workers: int = 1, say: Say = print) -> Path:
+def train(
+    card_path: Path, data: Path, out: Path, *, device: str = "auto", max_steps: int | None = None, workers: int = 1, say: Say = print
+) -> Path:
     """Trains until the card's last step (or `max_steps`), from the last checkpoint in `out` if there is one.
 
     Returns the folder of the trained model. Raises UsageError E-CARD if the card has no [train] table or `out` holds another card's run.
@@ -63,7 +65,11 @@ def train(card_path: Path, data: Path, out: Path, *, device: str = "auto", max_s
         optimizer.step()
         optimizer.zero_grad()
         _average(ema, objective, min(table.ema, (step + 1) / (step + 10)))
-        log.step(step + 1, {k: v.item() for k, v in losses.items()} | {"grad_norm": float(norm), "lr": learning_rate(table, step)}, time.perf_counter() - started)
+        log.step(
+            step + 1,
+            {k: v.item() for k, v in losses.items()} | {"grad_norm": float(norm), "lr": learning_rate(table, step)},
+            time.perf_counter() - started,
+        )
         if (step + 1) % table.validate_every == 0 or step + 1 == last:
             log.validation(step + 1, validate(fabric, ema.generator, held_out, table.validation_pairs))
             _save(fabric, out, state | {"step": step + 1}, card)
@@ -89,7 +95,11 @@ def validate(fabric: Fabric, generator: nn.Module, source: LabelPairs, count: in
         with fabric.autocast():
             predicted = generator.sample(condition)
         rows.setdefault(kind, []).append(_scores(predicted.float(), target))
-    return {f"{kind}_{name}": sum(row[i] for row in values) / len(values) for kind, values in rows.items() for i, name in enumerate(("mae_hu", "bone_dice"))}
+    return {
+        f"{kind}_{name}": sum(row[i] for row in values) / len(values)
+        for kind, values in rows.items()
+        for i, name in enumerate(("mae_hu", "bone_dice"))
+    }
 
 
 class _Objective(nn.Module):
@@ -128,7 +138,9 @@ def _source(card: Card, data: Path, names: tuple[str, ...]) -> LabelPairs:
     return LabelPairs(data, names, cache=cache, patch=card.grid.patch, spacing_mm=card.grid.spacing_mm[0], seed=card.train.seed)
 
 
-def _batches(source: LabelPairs, table: TrainTable, fabric: Fabric, first: int, last: int, workers: int) -> Iterator[tuple[int, tuple[Condition, Target]]]:
+def _batches(
+    source: LabelPairs, table: TrainTable, fabric: Fabric, first: int, last: int, workers: int
+) -> Iterator[tuple[int, tuple[Condition, Target]]]:
     """(step, batch) from `first`. A GPU draws its own pairs; for the CPU a worker draws ahead."""
     on_device = fabric.device.type == "cuda" or workers == 0
     dataset = _Steps(source, fabric.device if on_device else torch.device("cpu"))
@@ -168,7 +180,9 @@ def _scores(predicted: Tensor, target: Target) -> tuple[float, float]:
 
 def _fingerprint(card: Card) -> str:
     """What a checkpoint must share with the card to be continued: the network and its data, not the number of steps."""
-    parts = card.model_dump_json(include={"generator", "config", "grid"}) + (card.train.model_dump_json(include={"source", "training", "batch", "seed"}) if card.train else "")
+    parts = card.model_dump_json(include={"generator", "config", "grid"}) + (
+        card.train.model_dump_json(include={"source", "training", "batch", "seed"}) if card.train else ""
+    )
     return hashlib.sha256(parts.encode()).hexdigest()
 
 

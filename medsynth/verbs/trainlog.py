@@ -26,7 +26,7 @@ class TrainLog:
         self._writer = csv.writer(self._file)
         self._writer.writerow(("step", "name", "value"))
         self._writer.writerows(rows)
-        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step)
+        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step + 1)  # TensorBoard drops this step and later ones
 
     def step(self, step: int, values: dict[str, float], seconds: float) -> None:
         """Adds a training step; writes the mean of every SAY_EVERY steps."""
@@ -57,6 +57,7 @@ class TrainLog:
             self._writer.writerow((step, f"{group}/{name}", f"{value:.6g}"))
             self._board.add_scalar(f"{group}/{name}", value, step)
         self._file.flush()
+        self._board.flush()
 
     def _kept_rows(self, first_step: int) -> list[list[str]]:
         if first_step == 0 or not self._path.exists():

@@ -19,7 +19,7 @@ from medsynth.core.errors import ScanError, UsageError
 from medsynth.core.volume import Origin, Volume
 from medsynth.scans import dicom_write
 
-RECIPE = {"model": "mri2ct-tiny", "model_sha256": "ab" * 32, "settings": "overlap 0.5"}
+RECIPE: dict[str, Any] = {"model": "mri2ct-tiny", "model_sha256": "ab" * 32, "settings": "overlap 0.5"}
 REAL_SERIES = ("dicom/mr_head_VS-SEG-001", "dicom/mr_prostate_ProstateX-0000/t2_tra", "dicom/ct_abdomen_j2k")
 COLUMNS, ROWS = 9, 7
 TURN, TILT = np.deg2rad(20), np.deg2rad(-35)
@@ -180,11 +180,12 @@ def test_patient_and_study_are_copied_and_nothing_private_or_of_mr(syntax: UID, 
 
 @pytest.mark.parametrize(("character_set", "name"), NAMES)
 def test_names_in_any_character_set_keep_their_bytes(character_set: str | list[str], name: str, tmp_path: Path) -> None:
-    slices = mr_series(tmp_path / "source", SpecificCharacterSet=character_set, PatientName=name, InstitutionName="")
+    slices = mr_series(tmp_path / "source", SpecificCharacterSet=character_set, PatientName=name, InstitutionName=name)
     dicom_write.write(synthetic_ct(slices), tmp_path / "ct", **RECIPE)
-    image = written(tmp_path / "ct")[0]
-    assert image.PatientName == name
-    assert image.SpecificCharacterSet == character_set
+    image, source = written(tmp_path / "ct")[0], pydicom.dcmread(slices[0])
+    assert image.get_item("PatientName").value == source.get_item("PatientName").value
+    assert (image.SpecificCharacterSet, image.PatientName) == (character_set, name)
+    assert image.ContributingEquipmentSequence[0].InstitutionName == name
 
 
 def test_a_name_that_its_character_set_cannot_hold_keeps_its_bytes(tmp_path: Path) -> None:
@@ -231,7 +232,7 @@ def test_burned_in_text_is_refused_unless_allowed(tmp_path: Path) -> None:
 def test_a_grid_that_is_not_the_slices_is_refused(files: list[Path], tmp_path: Path) -> None:
     ct = synthetic_ct(files)
     shifted, sheared = ct.affine_ras.copy(), ct.affine_ras.copy()
-    shifted[0, 3] += 0.2
+    shifted[0, 3] += 0.5
     sheared[:3, 2] += 0.1 * ct.affine_ras[:3, 1]
     refused = [
         replace(ct, array=np.repeat(ct.array, 2, axis=2)),
@@ -245,6 +246,15 @@ def test_a_grid_that_is_not_the_slices_is_refused(files: list[Path], tmp_path: P
         with pytest.raises(ScanError, match=r"E-GRID[\s\S]*NIfTI"):
             dicom_write.write(volume, tmp_path / "ct", **RECIPE)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+def test_slices_a_little_off_an_even_grid_keep_their_own_positions(files: list[Path], tmp_path: Path) -> None:
+    source = pydicom.dcmread(files[1])
+    moved = np.array(source.ImagePositionPatient, float) + 0.25 * np.cross(ROW, COLUMN)
+    source.ImagePositionPatient = [format_number_as_ds(float(x)) for x in moved]
+    source.save_as(files[1])
+    dicom_write.write(synthetic_ct(files), tmp_path / "ct", **RECIPE)
+    assert written(tmp_path / "ct")[1].ImagePositionPatient == source.ImagePositionPatient
 
 
 def test_slices_without_position_are_refused(files: list[Path], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from medsynth.generators.gdm import Config
 from medsynth.sources.deform import coordinates, place
 from medsynth.sources.labels import OUTSIDE_WEIGHT, Blob, LabelPairs, Recipe, draw_plain, draw_training, render
 from medsynth.sources.packed import DEPTH_UNIT_MM, Head
-from medsynth.sources.tissues import AIR, CANCELLOUS, CORTICAL, FAT, HU_RANGE, INDEX, NETWORK_CLASS, SOFT
+from medsynth.sources.tissues import AIR, BRAIN, CANCELLOUS, CORTICAL, FAT, HU_RANGE, INDEX, NETWORK_CLASS, SOFT
 
 CPU = torch.device("cpu")
 PATCH = (32, 32, 32)
@@ -115,7 +115,7 @@ def test_contrast_and_scanner_change_the_mr_alone_and_hu_the_ct_alone(head: Head
 
 def test_a_lesion_changes_the_brain_within_it_and_no_class(head: Head) -> None:
     plain = _plain(head)
-    blob = Blob((MIDDLE_MM + [6, 0, 0]).astype(np.float32), np.array([5, 6, 7], dtype=np.float32))
+    blob = Blob((MIDDLE_MM + np.array([6, 0, 0])).astype(np.float32), np.array([5, 6, 7], dtype=np.float32))
     before, after = (_parts(render(r, head, PATCH, CPU)) for r in (plain, plain._replace(lesions=(blob,))))
     within, near = _reach(plain, blob)
     tissue = _tissue(plain, head)
@@ -132,7 +132,7 @@ def test_a_lesion_changes_the_brain_within_it_and_no_class(head: Head) -> None:
 
 def test_under_a_flap_bone_is_missing_and_nothing_else(head: Head) -> None:
     plain = _plain(head)
-    blob = Blob((MIDDLE_MM + [0, 0, 15]).astype(np.float32), np.array([8, 8, 8], dtype=np.float32))
+    blob = Blob((MIDDLE_MM + np.array([0, 0, 15])).astype(np.float32), np.array([8, 8, 8], dtype=np.float32))
     before, after = (_parts(render(r, head, PATCH, CPU)) for r in (plain, plain._replace(flap=blob)))
     within, near = _reach(plain, blob)
     bone_before, bone_after = (parts["shares"][0, [CANCELLOUS, CORTICAL]].sum(0) for parts in (before, after))
@@ -173,13 +173,13 @@ def test_a_recipe_is_all_that_a_pair_depends_on(pairs: LabelPairs) -> None:
 
 
 def test_training_draws_lesions_flaps_and_cuts_now_and_then(pairs: LabelPairs) -> None:
-    recipes = [draw_training(np.random.default_rng((0, seed)), pairs.heads, PATCH, 1.5) for seed in range(400)]
+    recipes = [draw_training(np.random.default_rng((0, seed)), pairs.heads, PATCH, 1.5) for seed in range(200)]
     shares = [
         np.mean([bool(part) for part in parts])
         for parts in zip(*((r.lesions, r.flap, r.degradation.cuts, r.head) for r in recipes), strict=True)
     ]
-    assert shares == pytest.approx([0.12, 0.06, 0.35, 0.5], abs=0.08)
-    brain = {int(i) for i in np.flatnonzero(NETWORK_CLASS == NETWORK_CLASS[INDEX["grey"]])}
+    assert shares == pytest.approx([0.12, 0.06, 0.35, 0.5], abs=0.1)
+    brain = {int(i) for i in np.flatnonzero(NETWORK_CLASS == BRAIN)}
     middles = [(r.head, tuple(blob.centre.astype(int))) for r in recipes for blob in r.lesions]
     assert {int(pairs.heads[index].tissue[middle]) for index, middle in middles} <= brain
 

@@ -1,7 +1,7 @@
 """Where a picture cuts a scan: the axial, coronal and sagittal slice through one point, turned as radiology shows them.
 
-The patient's right is on the left of axial and coronal slices, the front is at the top of axial and on the left of sagittal ones, the head is
-at the top of the others. Slices lie on the scan's own voxels: of an oblique scan they are the planes nearest to the three, and are as tilted.
+The patient's right is on the left of axial and coronal slices; the front is at the top of axial and on the left of sagittal ones; the head
+is at the top of the others. Slices lie on the scan's own voxels: of an oblique scan they are the nearest to the three planes, and tilted.
 """
 
 from dataclasses import dataclass, replace
@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool
 from nibabel import orientations
-from scipy import ndimage
 
 from medsynth.core.errors import UsageError
 from medsynth.core.volume import Volume
 
 COARSE = 64  # voxels per axis that are looked at to find the body
 MARGIN_MM = 8.0  # kept around the body
-SPECK = 0.02  # of the largest part: what is smaller does not widen the picture
+SPECK = 0.005  # of the body's largest cross-section: a slice that holds less does not widen the picture
 TWO_LETTERS = 0.34  # share of a second axis (20 degrees) from which a border gets its letter too
 Point = tuple[float, float, float]
 
@@ -71,12 +70,8 @@ def through(scan: Volume, body: Bool[np.ndarray, "x y z"], at_mm: Point | None) 
     body: of the `coarse` voxels. at_mm: the point that all three go through, RAS+; None: the centre of mass of the body.
     Raises UsageError E-AT if the point is not in the scan.
     """
-    parts, count = ndimage.label(body)
-    sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
-    kept = np.flatnonzero(sizes >= SPECK * sizes.max()) + 1 if count else np.array([], dtype=int)
-    shown = np.isin(parts, kept) if count else np.ones(body.shape, dtype=bool)
-    centre = np.argwhere(parts == sizes.argmax() + 1 if count else shown).mean(0) * _steps(scan.shape)
-    index = _index(scan, centre if at_mm is None else _voxel(scan, at_mm))
+    shown = body if body.any() else np.ones_like(body)
+    index = _index(scan, np.argwhere(shown).mean(0) * _steps(scan.shape) if at_mm is None else _voxel(scan, at_mm))
     box = _box(scan, shown, index)
     axial, coronal, sagittal = (_plane(scan, axis, index, box) for axis in (2, 1, 0))
     return axial, coronal, sagittal
@@ -112,7 +107,8 @@ def _box(scan: Volume, shown: np.ndarray, index: tuple[int, int, int]) -> tuple[
     """The body's bounding box with a margin, wide enough to hold the point that the planes go through."""
     sides: list[slice] = []
     for axis, (step, n, spacing) in enumerate(zip(_steps(scan.shape), scan.shape, scan.spacing_mm, strict=True)):
-        held = np.flatnonzero(shown.any(axis=tuple(other for other in range(3) if other != axis))) * step
+        area = shown.sum(axis=tuple(other for other in range(3) if other != axis))
+        held = np.flatnonzero(area > SPECK * area.max()) * step
         margin = round(MARGIN_MM / spacing)
         low = min(int(held[0]) - step + 1 - margin, index[axis])
         high = max(int(held[-1]) + step + margin, index[axis] + 1)
