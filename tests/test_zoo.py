@@ -11,10 +11,12 @@ import fake_hub
 import pytest
 import tiny
 import torch
+from pydantic import BaseModel
 
 from medsynth import zoo
 from medsynth.core.errors import MedsynthError, UsageError, WeightsError
 from medsynth.generators import build
+from medsynth.generators.gdm import Config
 
 BYTES = b"stands for weights"
 OUTCOME = """
@@ -70,6 +72,27 @@ def test_an_unknown_key_is_named_with_its_table(tmp_path: Path, table: str, key:
     error = _refused(card)
     assert (error.code, error.exit) == ("E-CARD", 2)
     assert f" {key}: " in error.cause
+
+
+@pytest.mark.parametrize(
+    ("title", "table"),
+    [
+        ("## Top level", zoo.Card),
+        ('## `[config]` for `generator = "gdm"`', Config),
+        ("## `[grid]`", zoo.Grid),
+        ("## `[weights]`", zoo.Weights),
+        ("## `[licence]`", zoo.Licence),
+        ("## `[data]`", zoo.Data),
+        ("## `[[metrics]]`", zoo.Metric),
+        ("## `[train]`", zoo.TrainTable),
+    ],
+)
+def test_the_documentation_lists_every_key_and_says_which_are_required(title: str, table: type[BaseModel]) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "cards.md").read_text(encoding="utf-8")
+    section = text.partition(title + "\n")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")] for line in section.splitlines() if line.startswith("| `")]
+    documented = {row[1].strip("`"): row[3] == "" for row in rows}
+    assert documented == {name: field.is_required() for name, field in table.model_fields.items()}
 
 
 @pytest.mark.parametrize(
@@ -233,6 +256,6 @@ def _find(reference: str, home: Path, **settings: str) -> dict[str, str]:
     cache = {"HF_HOME": str(home / "hf"), "HF_HUB_CACHE": str(home / "cache"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and not key.lower().endswith("_proxy")}
     command = [sys.executable, "-c", OUTCOME, reference]
-    done = subprocess.run(command, env=kept | cache | settings, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, env=kept | cache | settings, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -39,6 +39,8 @@ source = "labels"
 training = ["01", "02"]
 validation = ["03"]
 steps = 8
+batch = 1
+seed = 0
 warmup_steps = 2
 precision = "32-true"
 validate_every = 4
@@ -74,8 +76,10 @@ def write_label_map(label: np.ndarray, path: Path, affine_ras: np.ndarray | None
 
 def write_card(folder: Path, **changed: str) -> Path:
     """CARD with some lines changed: `steps="12"` replaces the line `steps = ...`. Returns the card's path."""
+    keys = [line.split(" = ")[0] for line in CARD.splitlines()]
+    assert all(keys.count(key) == 1 for key in changed), "a line to change is missing, or there are several"
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [f"{key} = {changed[key]}" if (key := line.split(" = ")[0]) in changed else line for line in CARD.splitlines()]
+    lines = [f"{key} = {changed[key]}" if key in changed else line for key, line in zip(keys, CARD.splitlines(), strict=True)]
     path = folder / "card.toml"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path

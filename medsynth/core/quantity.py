@@ -32,8 +32,11 @@ class Scale:
 class Quantity(Protocol):
     """A kind of voxel value, and how its scale is found."""
 
-    name: str
-    unit: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def unit(self) -> str: ...
 
     def fit(self, array: np.ndarray) -> Scale:
         """Scale for one scan, array [x y z]."""

@@ -81,10 +81,11 @@ def slices(path: Path) -> list[Slice]:
     try:
         header = dcmread(path, stop_before_pixels=True, specific_tags=[*TEXTS, *OTHER_TAGS], force=True)
         planes = list(_planes(header))
-        if any(texts.get("Modality") in NO_SLICES or texts.get("SOPClassUID", "").startswith(SECONDARY_CAPTURE) for texts in planes[:1]):
+        common = planes[0]
+        if common.get("Modality") in NO_SLICES or common.get("SOPClassUID", "").startswith(SECONDARY_CAPTURE):
             return []
         size = (int(header.Rows), int(header.Columns))
-        return [_slice(path, k, size, texts, _rescale(planes[0])) for k, texts in enumerate(planes)]
+        return [_slice(path, k, size, texts, _rescale(common)) for k, texts in enumerate(planes)]
     except _NOT_A_PLANE:
         return []
 
@@ -146,8 +147,8 @@ def _flat(groups: Dataset) -> dict[str, str]:
 
 def _texts(dataset: Dataset) -> dict[str, str]:
     """Elements that are not empty. As they are: pydicom's conversion warns of every long decimal and odd identifier, and quotes it."""
-    elements = {keyword: dataset.get_item(keyword) for keyword in TEXTS}
-    texts = {keyword: _decoded(element.value) for keyword, element in elements.items() if element is not None and element.value}
+    elements = {keyword: dataset.get_item(keyword) for keyword in TEXTS if keyword in dataset}
+    texts = {keyword: _decoded(element.value) for keyword, element in elements.items() if element.value}
     return {keyword: text for keyword, text in texts.items() if text}
 
 
@@ -185,7 +186,7 @@ def _distinct(found: list[Slice], case: str) -> tuple[list[Slice], tuple[str, ..
         raise ScanError("E-READ", f"{case} holds no image plane with a position", remedy="give a DICOM series of MR or CT images")
     kept = {(plane.uid or plane.path, plane.frame): plane for plane in reversed(found)}
     copies = len(found) - len(kept)
-    return list(kept.values()), (f"{copies} copies of slices left out",) if copies else ()
+    return list(kept.values()), (f"second copies of slices left out: {copies}",) if copies else ()
 
 
 def _check_alike(found: list[Slice], case: str) -> None:

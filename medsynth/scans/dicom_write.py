@@ -297,8 +297,8 @@ def _is_lossy(header: Dataset) -> bool:
 
 def _text(header: Dataset, keyword: str) -> str:
     """An element's bytes as ASCII text, "" if it is absent: pydicom's own conversion warns of odd values and quotes them."""
-    raw = header.get_item(Tag(keyword))
-    return raw.value.decode("ascii", "replace").strip(" \0") if raw is not None and raw.value else ""
+    value = header.get_item(Tag(keyword)).value if Tag(keyword) in header else None
+    return value.decode("ascii", "replace").strip(" \0") if value else ""
 
 
 def _numbers(header: Dataset, keyword: str) -> np.ndarray:

@@ -89,7 +89,7 @@ def find(path: Path, *, choices: Choices) -> list[Found]:
     by_folder: dict[Path, list[_Series]] = {}
     for series in _group(others):
         by_folder.setdefault(series.files[0].parent, []).append(series)
-    if choices.series and by_folder and not images and not any(_chosen(held, choices.series) for held in by_folder.values()):
+    if choices.series and by_folder and not any(_chosen(held, choices.series) for held in by_folder.values()):
         raise _no_match([series for held in by_folder.values() for series in held], choices.series)
     stacks = [_case(path, folder, held, choices) for folder, held in by_folder.items() if _counts(folder, held, by_folder, images, choices)]
     found = images + stacks
@@ -145,8 +145,9 @@ def _group(files: list[Path]) -> list[_Series]:
     """Slices by folder and series, in order; a series without UID is known by its number and description."""
     groups: dict[tuple[Path, str, str, str], list[dicom.Slice]] = {}
     for plane in (plane for file in files for plane in dicom.slices(file)):
-        label = ("", "") if plane.series else (plane.number, plane.description)
-        groups.setdefault((plane.path.parent, plane.series, *label), []).append(plane)
+        known = plane.series != ""
+        key = (plane.path.parent, plane.series, "" if known else plane.number, "" if known else plane.description)
+        groups.setdefault(key, []).append(plane)
     return [_Series(planes[0].series, planes[0].number, planes[0].description, tuple(planes)) for planes in groups.values()]
 
 
@@ -202,7 +203,7 @@ def _no_match(series: list[_Series], choice: str) -> ScanError:
 def _empty(path: Path, files: list[Path], objects: int) -> ScanError:
     endings = Counter(file.suffix.lower() or "without ending" for file in files)
     held = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(8)) or "nothing"
-    dicom_part = f"; {objects} DICOM objects are no image planes (reports, structures, secondary captures)" if objects else ""
+    dicom_part = f"; DICOM objects without image planes (reports, structures, secondary captures): {objects}" if objects else ""
     cause = f"{path.name or path} holds no scan; found: {held}{dicom_part}" if path.is_dir() else f"{path.name} is no scan{dicom_part}"
     return ScanError("E-EMPTY", cause, remedy="give NIfTI, MGH/MGZ, NRRD, MHA/MHD or DICOM files")
 
@@ -264,6 +265,6 @@ def _finite(volume: Volume) -> Volume:
         cause = f"{volume.origin.case}: {share:.0%} of the voxels are NaN or infinite"
         raise ScanError("E-READ", cause, remedy="give them the background's value")
     lowest = float(volume.array[finite].min())
-    note = f"{int((~finite).sum())} voxels were NaN or infinite: set to {lowest:g}, the smallest value"
+    note = f"NaN or infinite voxels set to the smallest value, {lowest:g}: {int((~finite).sum())}"
     origin = replace(volume.origin, notes=(*volume.origin.notes, note))
     return replace(volume, array=np.where(finite, volume.array, np.float32(lowest)), origin=origin)

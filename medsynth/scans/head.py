@@ -23,16 +23,16 @@ def outline(array: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.nda
     """
     coarse = _mean_of_blocks(array)
     step_mm = [s * COARSE for s in spacing_mm]
-    parts, count = ndimage.label(ndimage.binary_opening(_foreground(coarse)))
-    if count == 0:
+    parts = np.asarray(ndimage.label(ndimage.binary_opening(_foreground(coarse)))[0])  # pyright: ignore[reportIndexIssue]
+    if not parts.any():
         return np.zeros(array.shape, dtype=bool)
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
     bright = parts == sizes.argmax()
     pad = [int(np.ceil(CLOSING_MM / s)) + 1 for s in step_mm]
     padded = np.pad(bright, [(p, p) for p in pad], mode="edge")  # where the view cuts the head, the head goes on
-    grown = _filled(ndimage.distance_transform_edt(~padded, sampling=step_mm) <= CLOSING_MM)
-    shrunk = ndimage.distance_transform_edt(grown, sampling=step_mm) > CLOSING_MM - SKIN_MM
+    grown = _filled(_depth(~padded, step_mm) <= CLOSING_MM)
+    shrunk = _depth(grown, step_mm) > CLOSING_MM - SKIN_MM
     inner = tuple(slice(p, p + n) for p, n in zip(pad, coarse.shape, strict=True))
     return _enlarged(shrunk[inner] | bright, array.shape)
 
@@ -47,9 +47,14 @@ def is_stripped(array: np.ndarray, head: np.ndarray, spacing_mm: tuple[float, fl
     if volume_ml > STRIPPED_ML or sum(border) > STRIPPED_BORDER_SHARE * head.sum() ** (2 / 3) * 6:
         return False
     small, inside = _mean_of_blocks(array), head[::COARSE, ::COARSE, ::COARSE]
-    depth_mm = ndimage.distance_transform_edt(inside, sampling=[s * COARSE for s in spacing_mm])
+    depth_mm = _depth(inside, [s * COARSE for s in spacing_mm])
     layer = small[(depth_mm > LAYER_MM[0]) & (depth_mm <= LAYER_MM[1])]
     return bool(layer.size and np.mean(layer < DARK * bright) < STRIPPED_DARK_SHARE)
+
+
+def _depth(mask: np.ndarray, spacing_mm: list[float]) -> np.ndarray:
+    """Distance to the nearest voxel outside the mask, in mm."""
+    return np.asarray(ndimage.distance_transform_edt(mask, sampling=spacing_mm))
 
 
 def _foreground(array: np.ndarray) -> np.ndarray:

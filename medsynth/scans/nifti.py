@@ -75,7 +75,7 @@ def write(volume: Volume, path: Path, *, dtype: Dtype) -> None:
     header.set_xyzt_units("mm")
     header.set_sform(volume.affine_ras, code=1)
     header.set_qform(volume.affine_ras, code=1)
-    if _disagreement_mm(header.get_qform(), volume.affine_ras, volume.shape) > _tolerance_mm(volume.affine_ras):
+    if _disagreement_mm(np.asarray(header.get_qform()), volume.affine_ras, volume.shape) > _tolerance_mm(volume.affine_ras):
         header.set_qform(None, code=0)
     with replacing(path) as part, part.open("wb") as file:
         if path.name.lower().endswith(".gz"):
@@ -145,7 +145,7 @@ def _load(path: Path) -> _Image:
 
 def _index(path: Path, image: _Image, volume: int | None) -> tuple[slice | int, ...]:
     """What to read of the file's array: everything of the first three axes, one of each further one."""
-    dtype = image.get_data_dtype()
+    dtype = np.dtype(image.get_data_dtype())
     if dtype.names or dtype.kind == "c":
         kind = "complex" if dtype.kind == "c" else "colour"
         raise ScanError("E-DIM", f"{path.name} holds {kind} values", remedy="convert it to one number a voxel")
@@ -163,7 +163,7 @@ def _affine(path: Path, image: _Image, trust: Trust) -> tuple[np.ndarray, tuple[
     if isinstance(image, nib.MGHImage):
         return cast(np.ndarray, image.affine), ()
     header = image.header
-    unit = header.get_xyzt_units()[0]
+    unit = str(header.get_xyzt_units()[0])
     scale = np.diag([UNIT_MM.get(unit, 1.0)] * 3 + [1.0])
     notes = (f"the header's unit of length is the {unit}: converted to mm",) if unit in UNIT_MM else ()
     forms = {name: scale @ form for name, form, code in _forms(header) if code > 0}

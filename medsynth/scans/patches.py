@@ -99,8 +99,7 @@ def _smaller(patch: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    return (
-        isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        or "not enough memory" in str(error)
-        or "can't allocate memory" in str(error)
-    )
+    """Whether memory ran out. Only CUDA's allocator has an exception of its own; the others are known by their words."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(words in str(error) for words in ("not enough memory", "can't allocate memory", "out of memory", "ALLOC_FAILED"))

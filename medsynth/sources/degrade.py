@@ -90,8 +90,8 @@ def _blur(image: Float[Tensor, "x y z"], sigma: float) -> Float[Tensor, "x y z"]
 def _thicken(image: Float[Tensor, "x y z"], how: Degradation) -> Float[Tensor, "x y z"]:
     if how.slice_voxels <= 1:
         return image
-    size = list(image.shape)
-    size[how.slice_axis] = max(8, int(size[how.slice_axis] / how.slice_voxels))
+    x, y, z = (max(8, int(n / how.slice_voxels)) if axis == how.slice_axis else n for axis, n in enumerate(image.shape))
+    size = (x, y, z)
     volume = image[None, None]
     if how.slice_averaged:
         thick = F.adaptive_avg_pool3d(volume, size)

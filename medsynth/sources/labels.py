@@ -201,10 +201,11 @@ def _inside(blob: Blob, points: Float[Tensor, "3 x y z"]) -> Tensor:
 def _blob_in(rng: np.random.Generator, tissue: np.ndarray, wanted: tuple[int, ...], radius_mm: tuple[float, float]) -> Blob:
     """An ellipsoid around a random voxel of the wanted tissues in the upper half of the map (above the skull base)."""
     low = np.array([0, 0, tissue.shape[2] // 2])
+    centre = rng.integers(low, tissue.shape)
     for _ in range(10_000):
-        centre = rng.integers(low, tissue.shape)
         if tissue[tuple(centre)] in wanted:
             break
+        centre = rng.integers(low, tissue.shape)
     return Blob(centre.astype(np.float32), rng.uniform(*radius_mm, 3).astype(np.float32))
 
 

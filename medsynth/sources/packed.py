@@ -51,7 +51,7 @@ def pack(labels: np.ndarray) -> Head:
     head = _outline(tissue > 0)
     tissue[(tissue == 0) & head] = INDEX["inner_air"]
     padded = np.pad(head, ((1, 1), (1, 1), (0, 1)))  # not below: the neck is cut there, that is no skin
-    depth_mm = ndimage.distance_transform_edt(padded)[1:-1, 1:-1, :-1]
+    depth_mm = np.asarray(ndimage.distance_transform_edt(padded))[1:-1, 1:-1, :-1]
     depth = np.minimum(depth_mm / DEPTH_UNIT_MM, 255).astype(np.uint8)
     return Head(np.pad(tissue, 1), np.pad(depth, 1))
 
@@ -92,7 +92,7 @@ def _find(folder: Path, name: str) -> Path:
 
 def _largest(mask: np.ndarray) -> np.ndarray:
     """The largest connected component: specks of fluid float outside some maps."""
-    parts, _ = ndimage.label(mask)
+    parts = np.asarray(ndimage.label(mask)[0])  # pyright: ignore[reportIndexIssue]
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
     return parts == sizes.argmax()
@@ -101,7 +101,7 @@ def _largest(mask: np.ndarray) -> np.ndarray:
 def _outline(mask: np.ndarray) -> np.ndarray:
     """The head with its cavities: closed by CLOSING_MM and filled."""
     pad = 2 * CLOSING_MM
-    outside_mm = ndimage.distance_transform_edt(~np.pad(mask, pad))
+    outside_mm = np.asarray(ndimage.distance_transform_edt(~np.pad(mask, pad)))
     grown = ndimage.binary_fill_holes(outside_mm < CLOSING_MM)
-    shrunk = ndimage.distance_transform_edt(grown) > CLOSING_MM
+    shrunk = np.asarray(ndimage.distance_transform_edt(grown)) > CLOSING_MM
     return shrunk[pad:-pad, pad:-pad, pad:-pad] | mask

@@ -159,7 +159,7 @@ def _details(heading: Heading, width: int) -> list[str]:
 
 def _draw_panel(image: Image.Image, panel: Panel, scale: float, centre: tuple[int, int]) -> None:
     """The panel around a point of the picture, with its letters."""
-    # In the scan's unit, before the window, which would else blur its own edges; linear, since a cubic would draw a bright rim around the skin.
+    # Interpolated in the scan's unit, before the window clips it; linearly, since a cubic would draw a bright rim around the skin.
     high, wide = (max(1, round(scale * side)) for side in panel.plane.size_mm)
     values = Image.fromarray(np.ascontiguousarray(panel.pixels, dtype=np.float32)).resize((wide, high), Image.Resampling.BILINEAR)
     show = blue_white_red if isinstance(panel, SignedPanel) else windows.apply

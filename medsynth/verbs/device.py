@@ -20,7 +20,7 @@ def resolve(name: str) -> str:
             f"{name} was asked for, and this machine has {torch.cuda.device_count()} CUDA devices that torch can use",
             remedy="--device cpu, or install torch with CUDA (medsynth doctor shows what it sees)",
         )
-    if kind == "mps" and torch.backends.mps.is_available():
+    if name == "mps" and torch.backends.mps.is_available():
         return name
     raise UsageError("E-DEVICE", f"{name} is not a device of this machine", remedy="auto, cpu, cuda:N or mps")
 

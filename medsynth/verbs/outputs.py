@@ -76,6 +76,17 @@ def write(
     return Case(case=found.case, status="done", output=name, warnings=warnings, seconds=seconds)
 
 
+def describe_dataset(out: Path, task: Task) -> None:
+    """dataset_description.json, by which BIDS tools know a folder of derivatives (BIDS 1.9, Derived dataset)."""
+    description = {
+        "Name": task.summary,
+        "BIDSVersion": "1.9.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "medsynth", "Version": __version__}],
+    }
+    _write_text(out / "dataset_description.json", json.dumps(description, indent=2) + "\n")
+
+
 def fingerprint(found: folder.Found, mask: folder.Found | None, model: Model, settings: "Settings") -> str:
     """What decides the output: the scan's bytes, the mask's, the model, the settings and this version."""
     digest = hashlib.sha256()
@@ -99,7 +110,7 @@ def is_complete(case: str, suffix: str, fingerprint_now: str, settings: "Setting
 
 def described(settings: "Settings") -> dict[str, Any]:
     """The settings that change an output, without paths."""
-    choices = {k: v for k, v in vars(settings.choices).items() if v not in ("", None, False)}
+    choices = {k: v for k, v in vars(settings.choices).items() if v is not None and v is not False and v != ""}
     windows = [f"{w.width:g},{w.level:g}" for w in settings.windows]
     flags = {k: True for k in ("force", "allow_burned_in") if getattr(settings, k)}
     return {"task": settings.task, "format": settings.format, "mask": settings.mask is not None, "windows": windows, **flags, **choices}

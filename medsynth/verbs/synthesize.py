@@ -5,13 +5,15 @@ A scan that fails is recorded and the others go on. What is complete and was mad
 """
 
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -31,7 +33,7 @@ from medsynth.verbs.record import Case, Record
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the user asked for. format: "nifti", "dicom" or "same". windows: for the picture, one row each."""
+    """What the user asked for. format: "nifti", "dicom" or "same". windows: for the picture, a column each."""
 
     task: str
     model: str
@@ -47,11 +49,16 @@ class Settings:
     choices: folder.Choices = field(default_factory=folder.Choices)
 
 
-class Progress(NamedTuple):
-    """What the caller shows: total is known at once; each case is reported when it ends."""
+class Progress(Protocol):
+    """What the caller shows."""
 
-    started: Callable[[int], None]
-    ended: Callable[[Case], None]
+    def started(self, total: int) -> None:
+        """How many scans there are."""
+        ...
+
+    def ended(self, case: Case) -> None:
+        """One scan's outcome."""
+        ...
 
 
 class Read(NamedTuple):
@@ -76,6 +83,7 @@ def synthesize(settings: Settings, progress: Progress) -> Record:
     masks = outputs.match_masks(settings.mask, found)
     settings.out.mkdir(parents=True, exist_ok=True)
     outputs.remove_partial(settings.out)
+    outputs.describe_dataset(settings.out, task)
     record = Record(
         settings.out, command=outputs.described(settings), model=model, device=str(device), precision=str(precision_for(device))
     )
@@ -215,5 +223,5 @@ def _stage(name: str) -> Iterator[ThreadPoolExecutor]:
 
 def _lower_priority() -> None:
     """The network's threads wait for each other; reading and writing should not make them."""
-    if hasattr(os, "setpriority") and hasattr(os, "gettid"):
-        os.setpriority(os.PRIO_PROCESS, os.gettid(), 5)
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)

@@ -4,6 +4,7 @@ A step draws its pair from the step's number, so a run that was killed goes on f
 was not. The folder of the run holds `checkpoint.pt`, `log.csv`, TensorBoard events and `model/`, which `--model` takes at any time.
 """
 
+import copy
 import hashlib
 import math
 import time
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from medsynth.core.errors import UsageError
-from medsynth.core.generator import Condition, Target
+from medsynth.core.generator import Condition, Generator, Target
 from medsynth.core.quantity import CT
 from medsynth.generators import build
 from medsynth.sources.labels import LabelPairs
@@ -43,7 +44,7 @@ def train(
     table = card.train
     fabric = _fabric(device, table)
     torch.manual_seed(table.seed)
-    objective = _Objective(build(card.generator, card.config)).to(memory_format=torch.channels_last_3d)
+    objective = _Objective(build(card.generator, card.config).to(memory_format=torch.channels_last_3d))
     ema = _copy(objective)
     optimizer = torch.optim.AdamW(objective.parameters(), lr=table.learning_rate, betas=table.betas, weight_decay=table.weight_decay)
     model, optimizer = fabric.setup(objective, optimizer)
@@ -67,7 +68,8 @@ def train(
         _average(ema, objective, min(table.ema, (step + 1) / (step + 10)))
         log.step(
             step + 1,
-            {k: v.item() for k, v in losses.items()} | {"grad_norm": float(norm), "lr": learning_rate(table, step)},
+            {k: v.item() for k, v in losses.items()}
+            | {"grad_norm": 0.0 if norm is None else norm.item(), "lr": learning_rate(table, step)},
             time.perf_counter() - started,
         )
         if (step + 1) % table.validate_every == 0 or step + 1 == last:
@@ -87,7 +89,7 @@ def learning_rate(table: TrainTable, step: int) -> float:
 
 
 @torch.no_grad()
-def validate(fabric: Fabric, generator: nn.Module, source: LabelPairs, count: int) -> dict[str, float]:
+def validate(fabric: Fabric, generator: Generator, source: LabelPairs, count: int) -> dict[str, float]:
     """MAE in HU inside the head and Dice of bone (> 250 HU), by kind of contrast, over `count` repeatable pairs."""
     rows: dict[str, list[tuple[float, float]]] = {}
     for index in range(count):
@@ -105,11 +107,13 @@ def validate(fabric: Fabric, generator: nn.Module, source: LabelPairs, count: in
 class _Objective(nn.Module):
     """The generator's losses as a forward call on plain dictionaries: Fabric's wrappers convert what they can see into."""
 
+    generator: Any
+
     def __init__(self, generator: nn.Module) -> None:
         super().__init__()
         self.generator = generator
 
-    def forward(self, condition: dict[str, Tensor | None], target: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    def forward(self, condition: dict[str, Any], target: dict[str, Any]) -> dict[str, Tensor]:
         return self.generator.losses(Condition(**condition), Target(**target))
 
 
@@ -160,14 +164,12 @@ def _cat(records: tuple[Any, ...]) -> dict[str, Tensor]:
 
 
 def _copy(objective: _Objective) -> _Objective:
-    import copy
-
     return copy.deepcopy(objective).requires_grad_(False).eval()
 
 
 @torch.no_grad()
 def _average(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)  # pyright: ignore[reportPrivateUsage]
+    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 
 
 def _scores(predicted: Tensor, target: Target) -> tuple[float, float]:

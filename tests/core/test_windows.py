@@ -1,5 +1,7 @@
 """HU windows: names, parsing, grey levels."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -55,3 +57,20 @@ def test_a_scan_without_unit_is_shown_by_percentiles_and_says_so() -> None:
 def test_a_constant_scan_has_a_scale_that_does_not_divide_by_zero() -> None:
     scale = windows.percentiles(np.full((4, 4), 7.0, dtype=np.float32))
     assert windows.apply(scale, np.array([7.0], dtype=np.float32)).tolist() == [0]
+
+
+def test_hu_are_told_by_their_air_or_by_their_fat_and_mr_is_not_taken_for_them() -> None:
+    rng = np.random.default_rng(0)
+    air = np.array([-1000.0] * 5 + [40.0] * 95, dtype=np.float32)
+    padded = np.array([-2000.0] * 5 + [-100.0] * 10 + [40.0] * 85, dtype=np.float32)
+    standardised = rng.standard_normal(1000, dtype=np.float32)
+    assert windows.plausible_hu(air)
+    assert windows.plausible_hu(padded)
+    assert not windows.plausible_hu(standardised)
+    assert not windows.plausible_hu(np.abs(standardised) * 1000)
+
+
+def test_the_documentation_lists_every_window_as_it_is() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "preview.md").read_text(encoding="utf-8")
+    for window in windows.WINDOWS.values():
+        assert f"| `{window.name}` | {window.width:g} | {window.level:g} |" in page

@@ -206,7 +206,7 @@ def test_copies_of_the_same_slice_are_left_out(tmp_path: Path) -> None:
     copy.write_bytes(files[0].read_bytes())
     volume = dicom.read([*files, copy], case="series")
     np.testing.assert_array_equal(volume.array, _hu())
-    assert volume.origin.notes == ("1 copies of slices left out",)
+    assert volume.origin.notes == ("second copies of slices left out: 1",)
 
 
 def test_several_echoes_must_be_chosen_from(tmp_path: Path) -> None:
@@ -258,14 +258,16 @@ def test_inverted_and_colour_images_are_refused(tmp_path: Path) -> None:
 
 
 def test_odd_but_readable_headers_give_no_warnings(tmp_path: Path) -> None:
-    """Warnings are errors in these tests; pydicom would warn of long decimals and identifiers, and write them down."""
-    files = _series(tmp_path)
+    """Warnings are errors in these tests; pydicom would warn of long decimals and odd identifiers, and quote them."""
+    files = _series(tmp_path, RescaleSlope="1.5")
     for file in files:
-        data = file.read_bytes().replace(b"1.2.3.4\0", b"1.02.3.x").replace(b"DS\x02\x001 ", b"DS\x14\x001.000000000000000000", 1)
-        file.write_bytes(data)
+        data = file.read_bytes()
+        odd = data.replace(b"1.2.3.4\0", b"1.02.3.x").replace(b"DS\x04\x001.5 ", b"DS\x14\x001.500000000000000000")
+        assert len(odd) == len(data) + 16
+        file.write_bytes(odd)
     volume = dicom.read(files, case="series")
     assert volume.origin.series == "1.02.3.x"
-    np.testing.assert_array_equal(volume.array, _hu())
+    np.testing.assert_array_equal(volume.array, _stored(6).T * 1.5 - 1024)
 
 
 def test_each_slice_has_its_own_slope(tmp_path: Path) -> None:
@@ -322,7 +324,7 @@ def test_compressed_slice_is_decoded(tmp_path: Path, compressor: str, syntax: st
 
 
 def _black_jpeg_ls(rows: int, columns: int) -> bytes:
-    """An image of zeros: all lines are runs (ISO/IEC 14495-1 A.7.1), so its code is ones, with a zero after each byte of eight (A.1)."""
+    """An image of zeros: all lines are runs, whose code is ones (ISO/IEC 14495-1 A.7.1); a zero bit follows each byte of eight ones."""
     orders = [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4 + [4, 4, 5, 5, 6, 6, 7, 7, 8, 9, 10, 11, 12, 13, 14, 15]
     ones, index = 0, 0
     for _ in range(rows):
@@ -330,9 +332,12 @@ def _black_jpeg_ls(rows: int, columns: int) -> bytes:
         while left >= 1 << orders[index]:
             left, index, ones = left - (1 << orders[index]), min(index + 1, 31), ones + 1
         ones += left > 0
-    code = b"\xff\x7f" * (ones // 15) + {0: b""}.get(ones % 15, b"\xff\x7f")
+    pairs, rest = divmod(ones, 15)
+    bits = ("1" * 8 + "0" + "1" * 7) * pairs + ("1" * rest if rest < 8 else "1" * 8 + "0" + "1" * (rest - 8))
+    bits += "0" * (-len(bits) % 8)
     frame = b"\xff\xf7\x00\x0b\x0c" + rows.to_bytes(2, "big") + columns.to_bytes(2, "big") + b"\x01\x01\x11\x00"
-    return b"\xff\xd8" + frame + b"\xff\xda\x00\x08\x01\x01\x00\x00\x00\x00" + code + b"\xff\xd9"
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x00\x00\x00" + int(bits, 2).to_bytes(len(bits) // 8, "big")
+    return b"\xff\xd8" + frame + scan + b"\xff\xd9"
 
 
 def test_jpeg_ls_slice_is_decoded(tmp_path: Path) -> None:

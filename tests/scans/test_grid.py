@@ -10,6 +10,8 @@ from medsynth.core.volume import Volume
 from medsynth.scans import grid
 
 SHAPE = (40, 36, 32)
+DEEP = (slice(4, -4),) * 3  # beyond the reach of what lies outside
+SMALL = (14, 12, 16)
 CARD_MM = (2.0, 2.0, 2.0)
 ORIGIN_MM = (-31.5, 12.25, 7.0)
 
@@ -107,9 +109,7 @@ def test_a_linear_ramp_on_the_card_grid_is_exact_on_the_scan(matrix: np.ndarray)
     original = scan(ramp(matrix), matrix)
     on_card = grid.to_card(original, CARD_MM)
     returned = grid.back(ramp(on_card.affine_ras, on_card.shape), on_card.affine_ras, original, outside=0.0)
-    deep = inside(matrix, on_card.affine_ras, on_card.shape, margin=5.0)
-    assert deep.any()
-    assert np.abs(returned.array - original.array)[deep].max() < 0.02
+    assert np.abs(returned.array - original.array)[DEEP].max() < 0.02
 
 
 @every_grid
@@ -117,11 +117,10 @@ def test_a_smooth_field_survives_there_and_back(matrix: np.ndarray) -> None:
     original = scan(smooth(matrix), matrix)
     on_card = grid.to_card(original, CARD_MM)
     returned = grid.back(on_card.array, on_card.affine_ras, original, outside=0.0)
-    deep = (slice(4, -4),) * 3
-    error = np.abs(returned.array[deep] - original.array[deep])
+    error = np.abs(returned.array - original.array)[DEEP]
     assert error.mean() < 45  # of an amplitude of 700: the price of a grid of 2 mm, most with slices of 5 mm
     assert error.max() < 150
-    assert np.corrcoef(returned.array[deep].ravel(), original.array[deep].ravel())[0, 1] > 0.995
+    assert np.corrcoef(returned.array[DEEP].ravel(), original.array[DEEP].ravel())[0, 1] > 0.995
 
 
 @pytest.mark.parametrize("name", ["RAS", "LPS", "sagittal", "coronal, feet first", "mirrored", "thick slices"])
@@ -209,20 +208,18 @@ angles = st.tuples(*[st.floats(-180, 180) for _ in range(3)])
 steps_mm = st.tuples(*[st.floats(0.5, 4) for _ in range(3)])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(turn=angles, spacing_mm=steps_mm, shear=st.floats(-0.4, 0.4), mirrored=st.booleans(), card_mm=st.floats(1, 4))
-def test_any_grid_comes_back_exactly_and_a_ramp_with_it(
+def test_any_grid_is_covered_and_comes_back_exactly_with_what_it_shows(
     turn: tuple[float, ...], spacing_mm: tuple[float, ...], shear: float, mirrored: bool, card_mm: float
 ) -> None:
     matrix = affine(turn=turn, spacing_mm=spacing_mm, shear=shear) @ np.diag([-1.0 if mirrored else 1.0, 1, 1, 1])
-    original = scan(ramp(matrix), matrix)
+    original = scan(ramp(matrix, SMALL), matrix)
     on_card = grid.to_card(original, (card_mm, card_mm, card_mm))
     returned = grid.back(ramp(on_card.affine_ras, on_card.shape), on_card.affine_ras, original, outside=0.0)
-    assert returned.shape == SHAPE
+    assert returned.shape == SMALL
     assert np.array_equal(returned.affine_ras, matrix)
-    covered = inside(matrix, on_card.affine_ras, on_card.shape, margin=-0.49)
-    assert covered.all()
-    span = np.ptp(original.array)
-    ratio = np.linalg.norm(np.linalg.solve(on_card.affine_ras, matrix)[:3, :3], axis=1).max()
-    deep = inside(matrix, on_card.affine_ras, on_card.shape, margin=4.0 * max(1.0, ratio))
-    assert np.abs(returned.array - original.array)[deep].max(initial=0.0) < 1e-3 * span
+    assert inside(matrix, on_card.affine_ras, on_card.shape, SMALL, margin=-0.496).all()
+    coarser = np.linalg.norm(np.linalg.solve(on_card.affine_ras, matrix)[:3, :3], axis=1).max()
+    deep = inside(matrix, on_card.affine_ras, on_card.shape, SMALL, margin=4.0 * max(1.0, float(coarser)))
+    assert np.abs(returned.array - original.array)[deep].max(initial=0.0) < 1e-3 * np.ptp(original.array)

@@ -1,6 +1,5 @@
 """Pictures: what is written on them, where things stand, true proportions, equal bytes."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +30,7 @@ def mr_of(ct: Volume, *, modality: str = "MR") -> Volume:
 
 
 @pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every piece of text that is drawn."""
     texts: list[str] = []
     draw = ImageDraw.ImageDraw.text
@@ -41,7 +40,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         draw(self, at, text, **options)
 
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", spy)
-    yield texts
+    return texts
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -70,7 +69,17 @@ def bright(image: Image.Image, box: tuple[int, int, int, int]) -> np.ndarray:
 def test_a_pair_says_what_it_shows(written: list[str]) -> None:
     ct = ball((2.0, 2.0, 2.0))
     picture.draw_pair(mr_of(ct), ct, (BRAIN, BONE), footer="model head 1.0", warnings=("below the chin",))
-    for text in ("ball", "input", "output", "axial", "coronal", "sagittal", "synthetic, for research", "model head 1.0", "warning: below the chin"):
+    for text in (
+        "ball",
+        "input",
+        "output",
+        "axial",
+        "coronal",
+        "sagittal",
+        "synthetic, for research",
+        "model head 1.0",
+        "warning: below the chin",
+    ):
         assert text in written
     assert written.count("brain window: W 80 L 40 HU") == 1
     assert written.count("bone window: W 1800 L 400 HU") == 1
@@ -190,7 +199,7 @@ def test_thin_long_and_empty_scans_are_drawn(shape: tuple[int, int, int], fill: 
 
 def test_a_large_noisy_ct_makes_a_small_file_of_equal_bytes(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    noise = (60 * rng.standard_normal((512, 512, 16), dtype=np.float32) + 40)
+    noise = 60 * rng.standard_normal((512, 512, 16), dtype=np.float32) + 40
     ct = Volume(array=noise, affine_ras=np.diag([0.8, 0.8, 20.0, 1.0]), origin=Origin(kind="nifti", case="noise", files=(), modality="CT"))
     for name in ("a.png", "b.png"):
         picture.save(picture.draw_pair(ct, ct, (BRAIN, BONE), footer="", warnings=()), tmp_path / name)
