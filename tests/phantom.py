@@ -1,4 +1,4 @@
-"""An MR of a head drawn by formula: scalp, dark skull, brain with ventricles, an air cavity, noise; and the files that hold it."""
+"""An MR of a head drawn by formula: scalp, dark skull, brain with ventricles, an air cavity, a neck, noise; and the files that hold it."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
 from medsynth.core.volume import Origin, Volume
 
-SHAPE = (48, 56, 64)
+VIEW_MM = (192, 224, 256)
 SPACING_MM = 4.0
 RADII_MM = np.array([76.0, 94.0, 110.0])
 # (depth below the skin in mm, signal): the scalp's fat, skull, CSF, grey matter, white matter.
@@ -18,42 +18,52 @@ LAYERS = ((0.0, 520.0), (7.0, 25.0), (15.0, 110.0), (18.0, 330.0), (26.0, 430.0)
 SKULL_INSIDE_MM = 15.0
 VENTRICLE_MM, SINUS_MM = 16.0, 14.0
 SINUS_AT_MM = np.array([0.0, 66.0, -30.0])
+NECK_MM, NECK_BELOW_MM, NECK_AT_MM = 50.0, -50.0, np.array([0.0, -15.0])
 NAME = "Phantom^Ελένη"
+
+
+def shape(spacing_mm: float = SPACING_MM) -> tuple[int, int, int]:
+    """Voxels along x, y, z."""
+    x, y, z = (round(side / spacing_mm) for side in VIEW_MM)
+    return x, y, z
 
 
 def affine_ras(spacing_mm: float = SPACING_MM) -> np.ndarray:
     """RAS+, the head's middle at the origin."""
     affine = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
-    affine[:3, 3] = -spacing_mm * (np.array(SHAPE) - 1) / 2
+    affine[:3, 3] = -spacing_mm * (np.array(shape(spacing_mm)) - 1) / 2
     return affine
 
 
-def mr_head(*, seed: int = 0, size: float = 1.0) -> np.ndarray:
+def mr_head(spacing_mm: float = SPACING_MM, *, seed: int = 0) -> np.ndarray:
     """float32 [x y z], arbitrary units, magnitude of a noisy signal (Rician), background about 6."""
-    depth_mm, at_mm = _depth_mm(size)
-    signal = np.zeros(SHAPE)
+    at_mm = _places_mm(spacing_mm)
+    depth_mm, neck = _depth_mm(at_mm), _neck(at_mm)
+    signal = np.where(neck, 300.0, 0.0)
     for below_mm, value in LAYERS:
-        signal[depth_mm > below_mm] = value
+        signal[(depth_mm > below_mm) & ~(neck & (depth_mm < SKULL_INSIDE_MM))] = value
     signal[np.linalg.norm(at_mm, axis=-1) < VENTRICLE_MM] = 110.0
     signal[_sinus(at_mm)] = 0.0
     rng = np.random.default_rng(seed)
-    real, imaginary = (rng.normal(0, 5, SHAPE) for _ in range(2))
+    real, imaginary = (rng.normal(0, 5, signal.shape) for _ in range(2))
     return np.hypot(signal + real, imaginary).astype(np.float32)
 
 
-def stripped(*, seed: int = 0) -> np.ndarray:
+def stripped(spacing_mm: float = SPACING_MM) -> np.ndarray:
     """The same head after its skull was removed: zero outside the brain."""
-    return np.where(_depth_mm(1.0)[0] > SKULL_INSIDE_MM, mr_head(seed=seed), np.float32(0))
+    brain = _depth_mm(_places_mm(spacing_mm)) > SKULL_INSIDE_MM
+    return np.where(brain, mr_head(spacing_mm), np.float32(0))
 
 
-def head_mask() -> np.ndarray:
-    """bool [x y z]: the head with its cavities."""
-    return _depth_mm(1.0)[0] > 0
+def head_mask(spacing_mm: float = SPACING_MM) -> np.ndarray:
+    """bool [x y z]: head and neck with their cavities."""
+    at_mm = _places_mm(spacing_mm)
+    return (_depth_mm(at_mm) > 0) | _neck(at_mm)
 
 
-def sinus_mask() -> np.ndarray:
+def sinus_mask(spacing_mm: float = SPACING_MM) -> np.ndarray:
     """bool [x y z]: the cavity."""
-    return _sinus(_depth_mm(1.0)[1])
+    return _sinus(_places_mm(spacing_mm))
 
 
 def volume(array: np.ndarray, *, modality: str = "", affine: np.ndarray | None = None) -> Volume:
@@ -89,7 +99,7 @@ def _slice(pixels: np.ndarray, k: int, series: int) -> Dataset:
     image.StudyInstanceUID, image.SeriesInstanceUID, image.FrameOfReferenceUID = "1.2.826.0.2", f"1.2.826.0.3.{series}", "1.2.826.0.4"
     image.Modality, image.SeriesNumber, image.SeriesDescription, image.InstanceNumber = "MR", series, f"head {series}", k + 1
     image.SpecificCharacterSet, image.PatientName, image.PatientID = "ISO_IR 192", NAME, "PHANTOM-ID"
-    last = affine_ras() @ [SHAPE[0] - 1, SHAPE[1] - 1, k, 1]
+    last = affine_ras() @ [*(n - 1 for n in pixels.shape), k, 1]
     image.ImagePositionPatient = [-last[0], -last[1], last[2]]
     image.ImageOrientationPatient, image.PixelSpacing, image.SliceThickness = [1, 0, 0, 0, 1, 0], [SPACING_MM] * 2, SPACING_MM
     image.Columns, image.Rows = pixels.shape
@@ -101,11 +111,19 @@ def _slice(pixels: np.ndarray, k: int, series: int) -> Dataset:
     return image
 
 
-def _depth_mm(size: float) -> tuple[np.ndarray, np.ndarray]:
-    """Depth below the skin of an ellipsoid (about, in mm), and each voxel's place [x y z 3] in mm."""
-    at_mm = np.moveaxis(np.indices(SHAPE), 0, -1) * SPACING_MM + affine_ras()[:3, 3]
-    outside = np.linalg.norm(at_mm / (RADII_MM * size), axis=-1)
-    return (1 - outside) * RADII_MM.min() * size, at_mm
+def _places_mm(spacing_mm: float) -> np.ndarray:
+    """[x y z 3]: where each voxel lies."""
+    return np.moveaxis(np.indices(shape(spacing_mm)), 0, -1) * spacing_mm + affine_ras(spacing_mm)[:3, 3]
+
+
+def _depth_mm(at_mm: np.ndarray) -> np.ndarray:
+    """Depth below the skin of an ellipsoid, exact to the sides and about so elsewhere."""
+    return np.asarray((1 - np.linalg.norm(at_mm / RADII_MM, axis=-1)) * RADII_MM.min())
+
+
+def _neck(at_mm: np.ndarray) -> np.ndarray:
+    """A cylinder of muscle from the skull's base out of the view."""
+    return np.asarray((np.linalg.norm(at_mm[..., :2] - NECK_AT_MM, axis=-1) < NECK_MM) & (at_mm[..., 2] < NECK_BELOW_MM))
 
 
 def _sinus(at_mm: np.ndarray) -> np.ndarray:

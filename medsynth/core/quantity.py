@@ -6,7 +6,7 @@ Works on NumPy arrays and, for `encode` and `decode`, on anything with arithmeti
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class Scale:
         return _wide(y) * self.half_width + self.centre
 
 
+@runtime_checkable
 class Quantity(Protocol):
     """A kind of voxel value, and how its scale is found."""
 

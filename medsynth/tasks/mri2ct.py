@@ -10,6 +10,7 @@ from medsynth.core.errors import ScanError
 from medsynth.core.quantity import CT, HU_MAX, HU_MIN, MR, Scale
 from medsynth.core.task import Prepared, Task
 from medsynth.core.volume import Volume
+from medsynth.core.windows import plausible_hu
 from medsynth.scans.head import is_stripped, outline
 
 AIR_HU = -1000.0
@@ -68,9 +69,9 @@ def _problem(scan: Volume, region: np.ndarray, scale: Scale) -> tuple[str, str] 
 
 
 def _looks_like_ct(array: np.ndarray) -> bool:
-    """A large share near -1000 and a minimum that no magnitude image has: HU, whatever the header says."""
+    """Values as HU have them and a minimum that no magnitude image has, whatever the header says."""
     sample = array[::3, ::3, ::3]
-    return bool(sample.min() < -500 and np.mean((sample < -900) & (sample > -1100)) > 0.2)
+    return bool(sample.min() < -500) and plausible_hu(sample)
 
 
 TASK = Task(
