@@ -224,7 +224,7 @@ def _reported() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("interrupted; run the same command again to go on", err=True)
         raise typer.Exit(Exit.INTERRUPTED) from None
-    except typer.Exit:
+    except (typer.Exit, typer.BadParameter):
         raise
     except Exception as error:
         if os.environ.get("MEDSYNTH_DEBUG"):
@@ -251,7 +251,7 @@ def _one_of(option: str, value: str, *allowed: str) -> Any:
 def _print(*renderables: Any) -> None:
     from rich.console import Console
 
-    console = Console(file=sys.stdout)
+    console = Console(file=sys.stdout, markup=False)  # names may hold brackets
     for renderable in renderables:
         console.print(renderable)
 

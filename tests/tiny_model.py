@@ -9,7 +9,7 @@ from medsynth.generators import build
 from medsynth.verbs.train import write_model
 from medsynth.zoo import read_card
 
-LINES = {"channels": "[8, 16]", "head_channels": "16", "groups": "4", "spacing_mm": "[4.0, 4.0, 4.0]", "patch": "[32, 32, 32]"}
+LINES = {"spacing_mm": "[4.0, 4.0, 4.0]"}
 
 
 def write_tiny_model(folder: Path, *, seed: int = 0, **lines: str) -> Path:

@@ -30,14 +30,14 @@ def mae(reference: np.ndarray, predicted: np.ndarray, mask: np.ndarray) -> float
     return float(np.abs(reference[mask] - predicted[mask]).mean())
 
 
-def psnr(reference: np.ndarray, predicted: np.ndarray, mask: np.ndarray, *, top_hu: float) -> float:
+def psnr(reference: np.ndarray, predicted: np.ndarray, mask: np.ndarray, *, top_hu: float | int) -> float:
     """Peak signal-to-noise ratio in dB inside the mask; both clipped to [-1024, top_hu], whose width is the peak. inf for equal images."""
     a, b = (np.clip(x[mask], LOW_HU, top_hu) for x in (reference, predicted))
     error = float(np.mean((a - b) ** 2))
     return float("inf") if error == 0 else float(10 * np.log10((top_hu - LOW_HU) ** 2 / error))
 
 
-def ssim(reference: np.ndarray, predicted: np.ndarray, mask: np.ndarray, *, top_hu: float) -> float:
+def ssim(reference: np.ndarray, predicted: np.ndarray, mask: np.ndarray, *, top_hu: float | int) -> float:
     """SSIM of SynthRAD2023: 3-D, uniform 7^3 window, outside the mask -1024 HU, 3 voxels cut at each border, mean inside the mask."""
     a, b = (_prepared(x, mask, top_hu) for x in (reference, predicted))
     terms = _terms(a, b, top_hu - LOW_HU)
@@ -45,7 +45,7 @@ def ssim(reference: np.ndarray, predicted: np.ndarray, mask: np.ndarray, *, top_
     return float(product[_inner(mask)].mean())
 
 
-def ms_ssim(reference: np.ndarray, predicted: np.ndarray, mask: np.ndarray, *, top_hu: float) -> float:
+def ms_ssim(reference: np.ndarray, predicted: np.ndarray, mask: np.ndarray, *, top_hu: float | int) -> float:
     """MS-SSIM of SynthRAD2025: the product over five scales of the mean of (luminance x contrast x structure)^weight.
 
     Luminance is weighted at every scale, unlike Wang 2003; a scale is made by a 2^3 mean that looks back and sees zeros beyond the border.
@@ -53,7 +53,7 @@ def ms_ssim(reference: np.ndarray, predicted: np.ndarray, mask: np.ndarray, *, t
     return _multi_scale(reference, predicted, mask, top_hu, luminance_at_every_scale=True)
 
 
-def ms_ssim_corrected(reference: np.ndarray, predicted: np.ndarray, mask: np.ndarray, *, top_hu: float) -> float:
+def ms_ssim_corrected(reference: np.ndarray, predicted: np.ndarray, mask: np.ndarray, *, top_hu: float | int) -> float:
     """As `ms_ssim`, with luminance at the coarsest scale only (Wang 2003)."""
     return _multi_scale(reference, predicted, mask, top_hu, luminance_at_every_scale=False)
 
@@ -83,7 +83,9 @@ def through_plane_energy(reference: np.ndarray, predicted: np.ndarray, mask: np.
     return energy[0] / energy[1] if energy[1] > 0 else float("nan")
 
 
-def _multi_scale(reference: np.ndarray, predicted: np.ndarray, mask: np.ndarray, top_hu: float, *, luminance_at_every_scale: bool) -> float:
+def _multi_scale(
+    reference: np.ndarray, predicted: np.ndarray, mask: np.ndarray, top_hu: float | int, *, luminance_at_every_scale: bool
+) -> float:
     padding = [(0, max(0, MS_SMALLEST - n)) for n in mask.shape]
     mask = np.pad(mask, padding, mode="edge")
     a, b = (_prepared(np.pad(x, padding, mode="edge"), mask, top_hu) for x in (reference, predicted))
@@ -100,12 +102,12 @@ def _multi_scale(reference: np.ndarray, predicted: np.ndarray, mask: np.ndarray,
     return result
 
 
-def _prepared(x: np.ndarray, mask: np.ndarray, top_hu: float) -> np.ndarray:
+def _prepared(x: np.ndarray, mask: np.ndarray, top_hu: float | int) -> np.ndarray:
     """Clipped, the lowest value outside the mask, shifted to begin at zero."""
     return np.where(mask, np.clip(x.astype(np.float64), LOW_HU, top_hu), LOW_HU) - LOW_HU
 
 
-def _terms(a: np.ndarray, b: np.ndarray, span_hu: float) -> _Terms:
+def _terms(a: np.ndarray, b: np.ndarray, span_hu: float | int) -> _Terms:
     """Luminance, contrast and structure (Wang 2004) with unbiased local moments, without the border that the window does not fill."""
     border = WINDOW // 2
     inner = (slice(border, -border),) * 3

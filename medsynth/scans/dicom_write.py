@@ -102,7 +102,7 @@ def write(volume: Volume, folder: Path, *, model: str, model_sha256: str, settin
     if not allow_burned_in:
         _refuse_burned_in(headers, volume.origin.files)
     series = _series(volume, headers, _Recipe(model, model_sha256, settings))
-    partial = folder.with_name(f".{folder.name}.part")
+    partial = folder.with_name(f".medsynth-part-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -322,7 +322,7 @@ def _uid(*parts: str) -> str:
 
 def _replace(folder: Path, partial: Path) -> None:
     """Put the finished folder in the place of an earlier one, which comes back if that fails."""
-    earlier = folder.with_name(f".{folder.name}.old")
+    earlier = folder.with_name(f".medsynth-old-{folder.name}")
     shutil.rmtree(earlier, ignore_errors=True)
     if folder.exists():
         folder.rename(earlier)

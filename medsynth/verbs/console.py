@@ -34,7 +34,7 @@ class RunPrinter:
         if self._bar is not None:
             self._bar.set_postfix_str(case.case)
             self._bar.update()
-        for warning in case.warnings:
+        for warning in () if self._quiet else case.warnings:
             self._line(f"{case.case}: note: {warning}", err=True)
         if case.status == "failed":
             self._line(f"[{self._seen}/{self._total}] {case.case} failed {case.code}: {case.cause}", err=True)
@@ -51,7 +51,7 @@ class RunPrinter:
             table = Table("scan", "code", "cause", "remedy", title=f"{len(failures)} of {len(record.cases)} scans failed ({FAILURES})")
             for case in failures:
                 table.add_row(case.case, case.code, case.cause, case.remedy)
-            Console(stderr=True).print(table)
+            Console(stderr=True, markup=False).print(table)  # names may hold brackets
         if not self._quiet:
             done = sum(case.status == "done" for case in record.cases)
             skipped = sum(case.status == "skipped" for case in record.cases)

@@ -83,7 +83,8 @@ def evaluate(reference: Path, predicted: Path, *, mask: Path | None, profiles: t
 def render(report: Report) -> list[Table]:
     """Figures over all cases, then the cases that failed or had no partner."""
     n = len(report.rows)
-    title = f"{n} {'case' if n == 1 else 'cases'}; synthrad2025 in [{report.range_hu[0]}, {report.range_hu[1]}] HU; masks: {_masks_used(report)}"
+    low, high = report.range_hu
+    title = f"{n} {'case' if n == 1 else 'cases'}; synthrad2025 in [{low}, {high}] HU; masks: {_masks_used(report)}"
     table = Table("profile", "figure", "mean", "sd", "n", title=title)
     for name, summary in report.summary.items():
         profile, _, figure = name.partition("/")

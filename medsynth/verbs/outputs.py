@@ -54,6 +54,8 @@ def write(
     name = output_name(found, task.suffix, settings.format)
     path = settings.out / name
     warnings = prepared.warnings + scan.origin.notes
+    sidecar_path = settings.out / f"{found.case}_{task.suffix}.json"
+    sidecar_path.unlink(missing_ok=True)  # an earlier one must not vouch for files that are half replaced
     _write_volume(output, path, model, settings)
     image = picture.draw_pair(
         scan, output, settings.windows, footer=f"{model.card.name} {model.card.version} · {DISCLAIMER}", warnings=warnings
@@ -71,7 +73,7 @@ def write(
         "Fingerprint": fingerprint,
         "Output": {"Name": name, "Sha256": content_hash(path)},
     }
-    _write_text(settings.out / f"{found.case}_{task.suffix}.json", json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n")
+    _write_text(sidecar_path, json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n")
     seconds["write"] = time.perf_counter() - began
     return Case(case=found.case, status="done", output=name, warnings=warnings, seconds=seconds)
 
@@ -143,6 +145,17 @@ def content_hash(path: Path) -> str:
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def prepare_folder(out: Path) -> None:
+    """Makes the folder and clears it of what a killed run left. Raises UsageError E-OUTPUT if that is impossible."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            "E-OUTPUT", f"{out.name} cannot be a folder: {error.strerror}", remedy="give another folder for the results"
+        ) from None
+    remove_partial(out)
 
 
 def remove_partial(out: Path) -> None:

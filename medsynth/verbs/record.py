@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from medsynth import __version__
-from medsynth.core.errors import Exit, MedsynthError
+from medsynth.core.errors import Exit, MedsynthError, OutOfMemoryError, ScanError
 from medsynth.scans.nifti import replacing
 from medsynth.zoo import Model
 
@@ -39,8 +39,9 @@ class Case:
     @classmethod
     def failed(cls, case: str, error: Exception | None) -> "Case":
         """A failure with its code; an unexpected one carries the place in the program, without values (privacy)."""
-        if isinstance(error, MedsynthError):
-            return cls(case=case, status="failed", code=error.code, cause=error.cause, remedy=error.remedy, exit=error.exit)
+        known = _known(error)
+        if known is not None:
+            return cls(case=case, status="failed", code=known.code, cause=known.cause, remedy=known.remedy, exit=known.exit)
         if os.environ.get("MEDSYNTH_DEBUG"):
             traceback.print_exception(error)
         frames = traceback.extract_tb(error.__traceback__) if error else []
@@ -115,6 +116,19 @@ class Record:
             _replace(self.out / FAILURES, table.getvalue())
         elif state == "finished":
             (self.out / FAILURES).unlink(missing_ok=True)
+
+
+def _known(error: Exception | None) -> MedsynthError | None:
+    """The error as the user is told of it, if it is no fault of the program: the disk's and the memory's own have no code yet."""
+    if isinstance(error, MemoryError):
+        return OutOfMemoryError(
+            "E-MEM", "the machine's memory is too small for this scan", remedy="close other programs, or use a larger machine"
+        )
+    if isinstance(error, OSError) and error.strerror:
+        return ScanError(
+            "E-FILE", f"a file cannot be read or written: {error.strerror}", remedy="check the disk's space, and who may read and write"
+        )
+    return error if isinstance(error, MedsynthError) else None
 
 
 def _replace(path: Path, text: str) -> None:

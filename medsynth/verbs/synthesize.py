@@ -79,10 +79,9 @@ def synthesize(settings: Settings, progress: Progress) -> Record:
         )
     weights = model.weights_file()
     device = torch.device(resolve(settings.device))
-    found = folder.find(settings.source, choices=settings.choices)
+    found = _inputs(settings)
     masks = outputs.match_masks(settings.mask, found)
-    settings.out.mkdir(parents=True, exist_ok=True)
-    outputs.remove_partial(settings.out)
+    outputs.prepare_folder(settings.out)
     outputs.describe_dataset(settings.out, task)
     record = Record(
         settings.out, command=outputs.described(settings), model=model, device=str(device), precision=str(precision_for(device))
@@ -137,7 +136,7 @@ def read_scan(found: folder.Found, task: Task, model: zoo.Model, settings: Setti
             remedy="--format nifti or --format same",
         )
     on_card = grid.to_card(scan, model.card.grid.spacing_mm)
-    region = None if mask is None else grid.mask_to(folder.read(mask, choices=folder.Choices()), on_card)
+    region = None if mask is None else grid.mask_to(folder.read(mask, choices=folder.Choices(trust=settings.choices.trust)), on_card)
     prepared = task.prepare(on_card, region, settings.force)
     return Read(scan, on_card.affine_ras, prepared, fingerprint, time.perf_counter() - began)
 
@@ -192,6 +191,27 @@ def predictor(model: zoo.Model, weights: Path, device: torch.device) -> patches.
             return generator.sample(Condition(image=image)).float()
 
     return predict
+
+
+def _inputs(settings: Settings) -> list[folder.Found]:
+    """The scans in `source`, without what an earlier run left in an `out` that lies inside it.
+
+    Raises UsageError E-OUTPUT if both are one folder, and as `folder.find`.
+    """
+    source, out = settings.source.resolve(), settings.out.resolve()
+    if source == out:
+        raise UsageError(
+            "E-OUTPUT",
+            "the results would lie among the scans, and a second run would take them for scans",
+            remedy="give another folder for them",
+        )
+    found = folder.find(settings.source, choices=settings.choices)
+    new = [item for item in found if source not in out.parents or out not in item.files[0].resolve().parents]
+    if not new:
+        raise ScanError(
+            "E-EMPTY", f"{source.name} holds no scan but the results of an earlier run", remedy="give the folder with the scans"
+        )
+    return new
 
 
 def _ahead(

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medsynth.core.volume import Volume, grid_distance_mm, same_grid
@@ -11,6 +11,7 @@ spacings = st.tuples(*[st.floats(0.1, 10)] * 3)
 angles = st.tuples(*[st.floats(-np.pi, np.pi)] * 3)
 
 
+@settings(deadline=None)
 @given(spacings, angles)
 def test_spacing_does_not_depend_on_how_the_scan_is_turned(
     spacing_mm: tuple[float, float, float], turn: tuple[float, float, float]
@@ -36,6 +37,7 @@ def test_voxels_of_another_shape_are_refused() -> None:
         _volume(np.eye(3)).with_array(np.zeros((5, 4, 3), dtype=np.float32))
 
 
+@settings(deadline=None)
 @given(st.floats(-50, 50), st.integers(0, 2))
 def test_a_shift_is_a_distance_and_makes_another_grid(shift_mm: float, axis: int) -> None:
     volume = _volume(np.diag([1.0, 2.0, 3.0]))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
@@ -87,6 +87,7 @@ def test_shares_of_the_source_go_before_those_read_off_the_image() -> None:
     assert read_off != given_air
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-3000, 6000), min_size=1, max_size=8))
 def test_the_expectation_of_class_shares_is_the_image_within_the_classes_range(hu: list[float]) -> None:
     image = CT().fit().encode(torch.tensor(hu))[None, None, :, None, None]

@@ -12,6 +12,7 @@ from medsynth.nets.unet import CELLS, ResEncUNet, binomial_on_folded, fold, unfo
 even = st.integers(1, 4).map(lambda n: 2 * n)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 2), st.integers(1, 3), even, even, even)
 def test_unfold_undoes_fold(b: int, c: int, x: int, y: int, z: int) -> None:
     image = torch.arange(b * c * x * y * z, dtype=torch.float32).reshape(b, c, x, y, z)

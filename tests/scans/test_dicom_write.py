@@ -291,7 +291,7 @@ def test_a_failure_leaves_the_earlier_result_and_nothing_else(files: list[Path],
 
 def test_a_result_replaces_an_earlier_one_and_what_a_killed_run_left(files: list[Path], tmp_path: Path) -> None:
     dicom_write.write(synthetic_ct(files), tmp_path / "ct", **RECIPE)
-    for leftover in (".ct.part", ".ct.old"):
+    for leftover in (".medsynth-part-ct", ".medsynth-old-ct"):
         (tmp_path / leftover).mkdir()
         (tmp_path / leftover / "ct_0099.dcm").touch()
     dicom_write.write(synthetic_ct(files[:3]), tmp_path / "ct", **RECIPE)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medsynth.sources.contrast import KINDS, MEANS, draw_contrast
@@ -16,6 +16,7 @@ def test_the_kinds_cover_all_training() -> None:
     assert set(KINDS) == set(MEANS) | {"random"}
 
 
+@settings(deadline=None)
 @given(seeds)
 def test_a_seed_gives_one_contrast(seed: int) -> None:
     first, second = (draw_contrast(np.random.default_rng(seed)) for _ in range(2))
@@ -24,6 +25,7 @@ def test_a_seed_gives_one_contrast(seed: int) -> None:
     np.testing.assert_array_equal(first.sd, second.sd)
 
 
+@settings(deadline=None)
 @given(seeds, st.sampled_from(list(KINDS)))
 def test_no_contrast_has_signal_in_air_or_much_in_compact_bone(seed: int, kind: str) -> None:
     contrast = draw_contrast(np.random.default_rng(seed), kind)
@@ -35,6 +37,7 @@ def test_no_contrast_has_signal_in_air_or_much_in_compact_bone(seed: int, kind: 
     assert contrast.mean[INDEX["cortical"]] <= 0.3
 
 
+@settings(deadline=None)
 @given(seeds, st.sampled_from(list(MEANS)))
 def test_tissues_keep_their_ranges_and_none_is_forgotten(seed: int, kind: str) -> None:
     mean = draw_contrast(np.random.default_rng(seed), kind).mean
@@ -44,6 +47,7 @@ def test_tissues_keep_their_ranges_and_none_is_forgotten(seed: int, kind: str) -
     assert (np.delete(mean, air) > 0).all()
 
 
+@settings(deadline=None)
 @given(seeds)
 def test_brain_is_ordered_as_each_sequence_orders_it(seed: int) -> None:
     def shown(kind: str) -> tuple[float, float, float]:

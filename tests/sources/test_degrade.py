@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -96,6 +96,7 @@ def test_noise_comes_from_the_generator_that_is_passed_in() -> None:
     assert not torch.equal(first, other)
 
 
+@settings(deadline=None)
 @given(seeds, st.integers(18, 128))
 def test_what_is_cut_off_leaves_most_axes_and_some_of_each(seed: int, side: int) -> None:
     left = [side] * 3
@@ -105,6 +106,7 @@ def test_what_is_cut_off_leaves_most_axes_and_some_of_each(seed: int, side: int)
     assert max(left) == side
 
 
+@settings(deadline=None)
 @given(seeds)
 def test_drawn_scans_stay_within_what_scanners_do(seed: int) -> None:
     drawn = draw_degradation(np.random.default_rng(seed), (96, 112, 96), 1.5)
