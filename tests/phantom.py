@@ -1,4 +1,4 @@
-"""An MR of a head drawn by formula: scalp, dark skull, brain with ventricles, an air cavity, a neck, noise; and the files that hold it."""
+"""An MR of a head drawn by formula: scalp, dark skull, brain with ventricle and lesion, air cavity, neck, noise; and files that hold it."""
 
 from pathlib import Path
 
@@ -18,6 +18,7 @@ LAYERS = ((0.0, 520.0), (7.0, 25.0), (15.0, 110.0), (18.0, 330.0), (26.0, 430.0)
 SKULL_INSIDE_MM = 15.0
 VENTRICLE_MM, SINUS_MM = 16.0, 14.0
 SINUS_AT_MM = np.array([0.0, 66.0, -30.0])
+LESION_MM, LESION_AT_MM = 14.0, np.array([30.0, -20.0, 40.0])  # to the right, so that a mirrored head differs
 NECK_MM, NECK_BELOW_MM, NECK_AT_MM = 50.0, -50.0, np.array([0.0, -15.0])
 NAME = "Phantom^Ελένη"
 
@@ -43,6 +44,7 @@ def mr_head(spacing_mm: float = SPACING_MM, *, seed: int = 0) -> np.ndarray:
     for below_mm, value in LAYERS:
         signal[(depth_mm > below_mm) & ~(neck & (depth_mm < SKULL_INSIDE_MM))] = value
     signal[np.linalg.norm(at_mm, axis=-1) < VENTRICLE_MM] = 110.0
+    signal[np.linalg.norm(at_mm - LESION_AT_MM, axis=-1) < LESION_MM] = 620.0
     signal[_sinus(at_mm)] = 0.0
     rng = np.random.default_rng(seed)
     real, imaginary = (rng.normal(0, 5, signal.shape) for _ in range(2))

@@ -8,7 +8,8 @@ import SimpleITK as sitk
 
 from medsynth.core.errors import ScanError
 from medsynth.core.volume import Kind, Origin, Volume
-from medsynth.scans.nifti import Dtype, chosen_volume, replacing, stored
+from medsynth.scans.files import replacing
+from medsynth.scans.nifti import Dtype, chosen_volume, stored
 
 KINDS: dict[str, Kind] = {".nrrd": "nrrd", ".nhdr": "nrrd", ".mha": "mha", ".mhd": "mha"}
 MODALITY = {"MET_MOD_CT": "CT", "MET_MOD_MR": "MR"}

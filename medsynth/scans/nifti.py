@@ -7,7 +7,6 @@ in which one they follow (SimpleITK: qform, nibabel: sform), so such a file is r
 import gzip
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, cast
 
@@ -20,6 +19,7 @@ from nibabel.wrapstruct import WrapStructError
 
 from medsynth.core.errors import ScanError
 from medsynth.core.volume import Origin, Volume, grid_distance_mm
+from medsynth.scans.files import replacing
 
 Dtype = Literal["int16", "uint8", "float32"]
 Trust = Literal["", "sform", "qform"]
@@ -113,17 +113,6 @@ def chosen_volume(name: str, count: int, volume: int | None) -> int:
     if not 0 <= (volume or 0) < count:
         raise ScanError("E-DIM", f"{name} has no volume {volume}", remedy=remedy)
     return volume or 0
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A hidden name beside `path`, with its ending, to write to; the file takes its place when the block ends without an error."""
-    part = path.with_name(f".medsynth-part-{path.name}")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _load(path: Path) -> _Image:

@@ -17,6 +17,7 @@ from medsynth.core.errors import UsageError
 from medsynth.core.task import Prepared, Task
 from medsynth.core.volume import Volume
 from medsynth.scans import dicom_write, folder, itk, nifti
+from medsynth.scans.files import replacing
 from medsynth.verbs import picture
 from medsynth.verbs.record import Case
 from medsynth.zoo import Model
@@ -188,7 +189,7 @@ def _write_volume(output: Volume, path: Path, model: Model, settings: "Settings"
 
 
 def _write_text(path: Path, text: str) -> None:
-    with nifti.replacing(path) as partial:
+    with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ from medsynth.core import windows
 from medsynth.core.volume import Volume
 from medsynth.core.windows import DisplayScale, Range, Window
 from medsynth.scans import planes
-from medsynth.scans.nifti import replacing
+from medsynth.scans.files import replacing
 from medsynth.scans.planes import Plane, Point
 from medsynth.verbs import canvas
 from medsynth.verbs.canvas import Heading, Panel, Sheet, SignedPanel

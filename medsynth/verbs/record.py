@@ -15,7 +15,7 @@ import torch
 
 from medsynth import __version__
 from medsynth.core.errors import Exit, MedsynthError, OutOfMemoryError, ScanError
-from medsynth.scans.nifti import replacing
+from medsynth.scans.files import replacing
 from medsynth.zoo import Model
 
 RUN, FAILURES = "run.json", "failures.csv"

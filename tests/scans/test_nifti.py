@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from medsynth.core.errors import ScanError
 from medsynth.core.volume import Origin, Volume
 from medsynth.scans import nifti
+from medsynth.scans.files import replacing
 
 AFFINES = {
     "mirrored": np.array([[-1.5, 0, 0, 40], [0, 2, 0, -30], [0, 0, 3, 5], [0, 0, 0, 1.0]]),
@@ -254,7 +255,7 @@ def test_failure_while_writing_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "ct.nii").write_bytes(b"earlier")
 
     def fail() -> None:
-        with nifti.replacing(tmp_path / "ct.nii") as part:
+        with replacing(tmp_path / "ct.nii") as part:
             part.write_bytes(b"half")
             raise OSError("disk full")
 

@@ -1,0 +1,71 @@
+"""The command line, called in this process, or in one of its own that can be interrupted, killed and given an environment."""
+
+import itertools
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from click.testing import Result
+from typer.testing import CliRunner
+
+from medsynth.cli import app
+
+# What takes long to import is imported once, by the server that every process is forked from.
+PRELOADED = ["medsynth.verbs.synthesize", "safetensors.torch", "pydicom", "commandline"]
+
+
+def medsynth(*arguments: object) -> Result:
+    """`medsynth ...` in this process. stdout, stderr and exit_code are in the result."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="medsynth")
+
+
+def start(*arguments: object, log: Path, environment: Mapping[str, str] | None = None, die_at: int = 0) -> BaseProcess:
+    """`medsynth ...` in a process of its own, which writes to `log` what it prints.
+
+    die_at: n: it kills itself just before it gives a file or folder its final name for the nth time.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    command = [str(argument) for argument in arguments]
+    process = context.Process(target=_main, args=(command, str(log), dict(environment or {}), die_at))
+    process.start()
+    return process
+
+
+def partial_files(folder: Path) -> list[str]:
+    """Names of what a run that was stopped left half done: everything that it writes has a hidden name first."""
+    return sorted(path.name for path in folder.rglob(".*")) if folder.exists() else []
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file's bytes by its path, but for the record of the run, which holds times."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "run.json")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def _main(arguments: list[str], log: str, environment: dict[str, str], die_at: int) -> None:
+    os.environ.update(environment)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    if die_at:
+        _die_at(die_at)
+    app(arguments, prog_name="medsynth")
+
+
+def _die_at(number: int) -> None:
+    calls = itertools.count(1)
+
+    def mortal(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: Path, target: Path) -> Any:
+            if next(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(self, target)
+
+        return call
+
+    Path.replace, Path.rename = mortal(Path.replace), mortal(Path.rename)  # type: ignore[method-assign]
