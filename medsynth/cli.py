@@ -15,12 +15,13 @@ from medsynth.core.errors import Exit, MedsynthError
 from medsynth.tasks import TASKS
 
 app = typer.Typer(
+    rich_markup_mode=None,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="One-step synthesis of medical images. For research only: not a medical device.",
 )
-models_app = typer.Typer(no_args_is_help=True, help="The models that ship with medsynth.")
+models_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The models that ship with medsynth.")
 app.add_typer(models_app, name="models")
 
 Scan = Annotated[Path, typer.Argument(metavar="IN", help="A scan, a DICOM series, or a folder that mixes them.", show_default=False)]

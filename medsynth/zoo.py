@@ -76,7 +76,7 @@ class TrainTable(_Table):
     decay_share: float = Field(default=0.3, ge=0, le=1)
     clip_norm: float = 1.0
     ema: float = Field(default=0.998, ge=0, lt=1)
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "bf16-mixed"
+    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
     seed: int = 0
     validate_every: int = Field(default=250, gt=0)
     validation_pairs: int = Field(default=12, gt=0)

@@ -4,13 +4,13 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from medsynth.cli import app
 
@@ -49,6 +49,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def _main(arguments: list[str], log: str, environment: dict[str, str], die_at: int) -> None:
     os.environ.update(environment)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
+        del sys.modules[name]  # it reads the environment when it is imported
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -75,11 +75,10 @@ def volume(array: np.ndarray, *, modality: str = "", affine: np.ndarray | None =
 
 
 def write_nifti(path: Path, array: np.ndarray | None = None, affine: np.ndarray | None = None) -> Path:
-    """int16, qform and sform alike."""
+    """int16."""
     stored = np.rint(mr_head() if array is None else array).astype(np.int16)
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nib.Nifti1Image(stored, affine_ras() if affine is None else affine)
-    image.header.set_qform(image.affine, code=1)
     nib.save(image, path)
     return path
 

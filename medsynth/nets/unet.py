@@ -38,6 +38,9 @@ class ResEncUNet(nn.Module):
             act_name=("leakyrelu", {"negative_slope": 0.1, "inplace": True}),
             res_block=True,
         )
+        # MONAI keeps every block under two names; its forward pass uses `skip_layers`. One name each, or weights are stored twice.
+        for name in ("input_block", "downsamples", "bottleneck", "upsamples"):
+            delattr(self.body, name)
         self.head = nn.Conv3d(head_channels, 2 * head_channels, 3, padding=1)
         self.out = nn.Conv3d(2 * head_channels, out_channels * CELLS, 1)
         self.register_buffer("smoothing", binomial_on_folded(), persistent=False)
@@ -47,12 +50,13 @@ class ResEncUNet(nn.Module):
         features = self.body(folded)
         features = torch.cat([features, folded.to(features.dtype)], dim=1).contiguous(memory_format=torch.channels_last_3d)
         features = F.leaky_relu(self.head(features), 0.1)
-        return unfold(F.conv3d(features, self._smoothed_weight(), self.out.bias, padding=1))
+        return unfold(F.conv3d(features, *self._smoothed(), padding=1))
 
-    def _smoothed_weight(self) -> Float[Tensor, "o i 3 3 3"]:
-        """The 1^3 convolution `out` followed by unfolding and smoothing, as one 3^3 convolution on the folded grid."""
+    def _smoothed(self) -> tuple[Float[Tensor, "o i 3 3 3"], Float[Tensor, " o"]]:
+        """Weight and bias of the 1^3 convolution `out`, unfolding and smoothing together: one 3^3 convolution on the folded grid."""
         weight = self.out.weight[:, :, 0, 0, 0].unflatten(0, (-1, CELLS))
-        return torch.einsum("dcijk,oce->odeijk", self.smoothing, weight).flatten(0, 1)
+        bias = torch.einsum("dcijk,oc->od", self.smoothing, self.out.bias.unflatten(0, (-1, CELLS)))
+        return torch.einsum("dcijk,oce->odeijk", self.smoothing, weight).flatten(0, 1), bias.flatten()
 
 
 def fold(x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c8 x2 y2 z2"]:

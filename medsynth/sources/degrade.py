@@ -111,7 +111,7 @@ def _draw_cuts(rng: np.random.Generator, patch: Patch) -> tuple[tuple[int, int],
     cuts: list[tuple[int, int]] = []
     for _ in range(rng.integers(1, 3)):
         axis = int(rng.choice(3, p=[0.2, 0.2, 0.6]))
-        voxels = int(rng.integers(2, patch[axis] // (3 if axis == 2 else 6)))
+        voxels = int(rng.integers(2, max(3, patch[axis] // (3 if axis == 2 else 6))))
         below = rng.random() < (0.7 if axis == 2 else 0.5)
         cuts.append((axis, voxels if below else -voxels))
     return tuple(cuts)

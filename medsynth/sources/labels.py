@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -163,7 +163,7 @@ def _shares(tissues: list[Int[Tensor, "x y z"]]) -> Float[Tensor, "k x y z"]:
     return torch.stack([((counts >> (4 * k)) & 15) for k in range(CLASSES)]) * (1 / len(tissues))
 
 
-def _lookup(volume: Tensor, points: Float[Tensor, "3 x y z"]) -> Int[Tensor, "x y z"]:
+def _lookup(volume: Tensor, points: Float[Tensor, "3 x y z"]) -> Integer[Tensor, "x y z"]:
     """Nearest neighbour; past the border the outermost voxel."""
     _, ny, nz = volume.shape
     i, j, k = (p.round().clamp_(0, n - 1).int() for p, n in zip(points, volume.shape, strict=True))

@@ -34,14 +34,11 @@ def load_heads(folder: Path, names: tuple[str, ...], *, cache: Path) -> list[Hea
     return [_load(_find(folder, name), cache) for name in names]
 
 
-def label_map_names(folder: Path) -> tuple[str, ...]:
-    """Stems of all label maps (.nii, .nii.gz) and packed maps (.npz) in a folder, sorted."""
-    return tuple(sorted({path.name.split(".")[0] for path in _files(folder)}))
-
-
 def pack(labels: np.ndarray) -> Head:
     """Tissues and depth from a label map [x y z] at 1 mm, RAS+ (FreeSurfer and CHARM + 400 labels)."""
-    tissue = label_table()[labels]
+    table = label_table()
+    known = (labels >= 0) & (labels < len(table))
+    tissue = np.where(known, table[np.where(known, labels, 0)], 255)
     if (tissue == 255).any():
         unknown = sorted(set(labels[tissue == 255].tolist()))
         raise ScanError(
@@ -82,7 +79,8 @@ def _files(folder: Path) -> list[Path]:
 
 def _find(folder: Path, name: str) -> Path:
     for path in _files(folder):
-        stem = path.name.split(".")[0].split("-")[0]
+        stem = path.name.split(".")[0]
+        stem = stem.split("-")[0] if path.suffix == ".npz" else stem  # packed files carry a hash behind the name
         if stem == name or stem.rsplit("_", 1)[-1] == name:
             return path
     raise ScanError(

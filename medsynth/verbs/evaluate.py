@@ -1,6 +1,8 @@
 """Measures predicted CTs against references: pairs cases, compares geometry before any number, names each figure with its profile."""
 
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +20,15 @@ SYNTHRAD2023_TOP_HU = 3000
 TOPS_HU = (3000, 3071)
 BODY_HU = -500.0
 GRID_TOLERANCE_VOXELS = 1e-2
-SUFFIXES = ("_ct", "_mask", "_pred", "_sct")
-PLAIN = {"ct", "mr", "mask", "sct", "pred"}  # SynthRAD's layout: a folder for each patient, with files named by what they are
+# What a file is, as the last word of its name: case_ct, case_mr_ct, or ct.nii.gz in a patient's folder (SynthRAD).
+WORDS = re.compile(r"(?:(?:^|[_-])(ct|sct|pred|mr|cbct|mask))+$", re.IGNORECASE)
+CT_WORDS = ("", "ct", "sct", "pred")
 
 
 class Row(BaseModel):
     """One case: its figures by "profile/name", or why there are none."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     case: str
     mask: str
@@ -36,7 +39,7 @@ class Row(BaseModel):
 
 
 class Summary(BaseModel):
-    """Mean and sample standard deviation (0 for one case) over n cases."""
+    """Mean and sample standard deviation (0 for one case) over the n cases for which the figure is finite."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -63,20 +66,28 @@ class Report(BaseModel):
         return Exit.OK if not failed else Exit.INPUT if failed == len(self.rows) else Exit.PARTIAL
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Case:
+    """Files of one case; more than one of a kind is ambiguous. masks: None where none were asked for."""
+
+    key: str
+    references: list[folder.Found]
+    predictions: list[folder.Found]
+    masks: list[folder.Found] | None
+
+
 def evaluate(reference: Path, predicted: Path, *, mask: Path | None, profiles: tuple[str, ...], top_hu: int) -> Report:
     """Measure one pair of files, or all pairs of two folders.
 
     Raises UsageError E-PROFILE for an unknown profile or range, ScanError E-EMPTY if no case has a partner. A pair that cannot be measured
-    (E-GRID, E-READ, ...) is a row with its code; the others go on.
+    (E-GRID, E-READ, ...) is a row with its code; the others go on. A figure that a case does not define (no bone, too thin) is left out.
     """
     unknown = [name for name in profiles if name not in PROFILES]
     if unknown or top_hu not in TOPS_HU:
         cause = f"no profile {unknown[0]!r}" if unknown else f"no range up to {top_hu} HU"
         raise UsageError("E-PROFILE", cause, remedy=f"profiles: {', '.join(PROFILES)}; ranges: 3071, 3000")
-    pairs, unpaired = _pairs(reference, predicted)
-    masks = {} if mask is None else {_key(item, mask): item for item in folder.find(mask, choices=folder.Choices())}
-    only_mask = next(iter(masks.values())) if mask is not None and len(masks) == len(pairs) == 1 else None
-    rows = tuple(_row(key, *pair, masks.get(key, only_mask), mask is not None, profiles, top_hu) for key, pair in pairs.items())
+    cases, unpaired = _cases(reference, predicted, mask)
+    rows = tuple(_row(case, profiles, top_hu) for case in cases)
     return Report(profiles=profiles, range_hu=(int(metrics.LOW_HU), top_hu), rows=rows, summary=_summary(rows), unpaired=unpaired)
 
 
@@ -101,51 +112,73 @@ def render(report: Report) -> list[Table]:
     return tables
 
 
-def _pairs(reference: Path, predicted: Path) -> tuple[dict[str, tuple[folder.Found, folder.Found]], tuple[str, ...]]:
-    """(key -> reference and prediction, cases without a partner)."""
-    sides = [{_key(item, path): item for item in folder.find(path, choices=folder.Choices())} for path in (reference, predicted)]
-    if all(len(side) == 1 for side in sides) and reference.is_file() and predicted.is_file():
-        key, item = next(iter(sides[0].items()))
-        return {key: (item, next(iter(sides[1].values())))}, ()
-    shared = [key for key in sides[0] if key in sides[1]]
+def _cases(reference: Path, predicted: Path, mask: Path | None) -> tuple[list[_Case], tuple[str, ...]]:
+    """(cases that have both sides, keys of those that have one)."""
+    wanted, got = (_by_key(path, _is_ct) for path in (reference, predicted))
+    if (reference.is_file() or predicted.is_file()) and len(wanted) == len(got) == 1:
+        got = dict(zip(wanted, got.values(), strict=True))
+    shared = [key for key in wanted if key in got]
     if not shared:
-        examples = " and ".join(next(iter(side)) for side in sides)
+        examples = " and ".join(next(iter(side), "no CT") for side in (wanted, got))
         cause = f"no reference has a prediction of the same name (for instance {examples})"
         raise ScanError("E-EMPTY", cause, remedy="name both sides alike; _ct may follow")
-    return {key: (sides[0][key], sides[1][key]) for key in shared}, tuple(sorted(set(sides[0]) ^ set(sides[1])))
+    masks = {} if mask is None else _by_key(mask, _is_mask) or _by_key(mask, lambda _: True)
+    if len(masks) == len(shared) == 1:
+        masks = dict(zip(shared, masks.values(), strict=True))
+    cases = [
+        _Case(key=key, references=wanted[key], predictions=got[key], masks=None if mask is None else masks.get(key, [])) for key in shared
+    ]
+    return cases, tuple(sorted(set(wanted) ^ set(got)))
 
 
-def _key(item: folder.Found, root: Path) -> str:
-    """What pairs two files: the name without endings like _ct, or the patient's folder where files are named by what they are."""
-    name = item.files[0].name.split(".")[0] if item.kind != "dicom" else item.case
-    if name.lower() in PLAIN and item.files[0].parent != root:
-        return item.files[0].parent.name
-    for suffix in SUFFIXES:
-        name = name.removesuffix(suffix)
-    return name
+def _by_key(path: Path, accepts: Callable[[str], bool]) -> dict[str, list[folder.Found]]:
+    """The scans of a file or folder that are what is wanted, by the name that pairs them. One file is what the user says it is."""
+    side: dict[str, list[folder.Found]] = {}
+    for item in folder.find(path, choices=folder.Choices()):
+        key, word = _key(item, path)
+        if path.is_file() or accepts(word):
+            side.setdefault(key, []).append(item)
+    return side
 
 
-def _row(
-    key: str,
-    ref: folder.Found,
-    pred: folder.Found,
-    mask: folder.Found | None,
-    masked: bool,
-    profiles: tuple[str, ...],
-    top_hu: int,
-) -> Row:
+def _key(item: folder.Found, root: Path) -> tuple[str, str]:
+    """(case without words like _ct, the last such word). Where a file is named by such a word alone, its patient's folder is the case."""
+    words = WORDS.search(item.case)
+    key = item.case[: words.start()] if words else item.case
+    place = item.files[0].parent if item.kind == "dicom" else item.files[0]
+    if not key:
+        key = place.parent.name if place.parent != root else item.case
+    return key, words.group(1).lower() if words else ""
+
+
+def _is_ct(word: str) -> bool:
+    return word in CT_WORDS
+
+
+def _is_mask(word: str) -> bool:
+    return word == "mask"
+
+
+def _row(case: _Case, profiles: tuple[str, ...], top_hu: int) -> Row:
+    used = "body" if case.masks is None else "given"
     try:
-        if masked and mask is None:
-            raise ScanError("E-MASK", f"{key} has no mask", remedy="name masks as their scans; _mask may follow")
-        reference, predicted = (folder.read(item, choices=folder.Choices()) for item in (ref, pred))
+        reference, predicted = (_read(items, what) for items, what in ((case.references, "reference"), (case.predictions, "prediction")))
         _check_grid(reference, predicted, "prediction")
-        inside = _body(reference.array) if mask is None else _given(mask, reference)
+        inside = _body(reference.array) if case.masks is None else _given(case.masks, reference)
         if not inside.any():
-            raise ScanError("E-MASK", f"the mask of {key} is empty", remedy="check the mask")
-        figures = _figures(reference.array.astype(np.float64), predicted.array.astype(np.float64), inside, profiles, top_hu)
-        return Row(case=key, mask="given" if masked else "body", figures=figures)
+            raise ScanError("E-MASK", f"the mask of {case.key} is empty", remedy="check the mask")
+        figures = _figures(reference.array, predicted.array, inside, profiles, top_hu)
+        defined = {name: value for name, value in figures.items() if not np.isnan(value)}
+        return Row(case=case.key, mask=used, figures=defined)
     except MedsynthError as error:
-        return Row(case=key, mask="given" if masked else "body", code=error.code, cause=error.cause, remedy=error.remedy)
+        return Row(case=case.key, mask=used, code=error.code, cause=error.cause, remedy=error.remedy)
+
+
+def _read(items: list[folder.Found], what: str) -> Volume:
+    if len(items) != 1:
+        names = ", ".join(item.case for item in items) or "none"
+        raise ScanError("E-PAIR", f"{len(items)} files could be the {what}: {names}", remedy="leave one of them in the folder")
+    return folder.read(items[0], choices=folder.Choices())
 
 
 def _figures(reference: np.ndarray, predicted: np.ndarray, mask: np.ndarray, profiles: tuple[str, ...], top_hu: int) -> dict[str, float]:
@@ -180,9 +213,13 @@ def _check_grid(reference: Volume, other: Volume, what: str) -> None:
     raise ScanError("E-GRID", cause, remedy="compare on one grid: medsynth writes its outputs on the input's; resample the other")
 
 
-def _given(mask: folder.Found, reference: Volume) -> np.ndarray:
-    volume = folder.read(mask, choices=folder.Choices())
+def _given(masks: list[folder.Found], reference: Volume) -> np.ndarray:
+    if not masks:
+        raise ScanError("E-MASK", "the case has no mask", remedy="name masks as their scans; _mask may follow")
+    volume = _read(masks, "mask")
     _check_grid(reference, volume, "mask")
+    if volume.array.min() < 0:
+        raise ScanError("E-MASK", f"{volume.origin.case} has values below zero", remedy="a mask is 0 outside and above 0 inside")
     return volume.array > 0
 
 
@@ -199,8 +236,12 @@ def _body(ct_hu: np.ndarray) -> np.ndarray:
 
 def _summary(rows: tuple[Row, ...]) -> dict[str, Summary]:
     names = dict.fromkeys(name for row in rows for name in row.figures)
-    columns = {name: [row.figures[name] for row in rows if name in row.figures] for name in names}
-    return {n: Summary(mean=float(np.mean(v)), sd=float(np.std(v, ddof=1)) if len(v) > 1 else 0.0, n=len(v)) for n, v in columns.items()}
+    columns = {name: [v for row in rows if np.isfinite(v := row.figures.get(name, np.nan))] for name in names}
+    return {
+        name: Summary(mean=float(np.mean(v)), sd=float(np.std(v, ddof=1)) if len(v) > 1 else 0.0, n=len(v))
+        for name, v in columns.items()
+        if v
+    }
 
 
 def _masks_used(report: Report) -> str:

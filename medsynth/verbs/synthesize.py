@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ class Settings:
     choices: folder.Choices = field(default_factory=folder.Choices)
 
 
+@runtime_checkable
 class Progress(Protocol):
     """What the caller shows."""
 

@@ -1,4 +1,4 @@
-"""Trains a generator by its card: one loop for every task, on one process or several (Lightning Fabric).
+"""Trains a generator by its card: one loop for every task, on one device (Lightning Fabric).
 
 A step draws its pair from the step's number, so a run that was killed goes on from its last checkpoint to the same weights as one that
 was not. The folder of the run holds `checkpoint.pt`, `log.csv`, TensorBoard events and `model/`, which `--model` takes at any time.
@@ -41,6 +41,8 @@ def train(
     card = read_card(card_path / CARD if card_path.is_dir() else card_path)
     if card.train is None:
         raise UsageError("E-CARD", f"the card of {card.name} has no [train] table", remedy="add one: docs/cards.md lists its keys")
+    if len(set(card.grid.spacing_mm)) > 1:
+        raise UsageError("E-CARD", "the label source draws on one spacing for all axes", remedy="give spacing_mm three equal values")
     table = card.train
     fabric = _fabric(device, table)
     torch.manual_seed(table.seed)
@@ -205,10 +207,10 @@ def _save(fabric: Fabric, out: Path, state: dict[str, Any], card: Card) -> None:
     if not fabric.is_global_zero:
         return
     parts = {k: v.state_dict() if hasattr(v, "state_dict") else v for k, v in state.items()}
+    write_model(card, state["ema"].generator, out / "model")
     partial = out / (CHECKPOINT + ".part")
     torch.save(parts, partial)
-    partial.replace(out / CHECKPOINT)
-    write_model(card, state["ema"].generator, out / "model")
+    partial.replace(out / CHECKPOINT)  # last: with it the step counts as done
 
 
 def write_model(card: Card, generator: nn.Module, folder: Path) -> None:
@@ -221,7 +223,9 @@ def write_model(card: Card, generator: nn.Module, folder: Path) -> None:
     partial = folder / (WEIGHTS + ".part")
     save_file(half, partial)
     digest = hashlib.sha256(partial.read_bytes()).hexdigest()
-    text = tomlkit.dumps(card.model_dump(mode="json", exclude_none=True) | {"weights": {"file": WEIGHTS, "sha256": digest}})
+    text = tomlkit.dumps(
+        card.model_dump(mode="json", exclude_none=True, exclude={"metrics"}) | {"weights": {"file": WEIGHTS, "sha256": digest}}
+    )
     card_partial = folder / (CARD + ".part")
     card_partial.write_text(text, encoding="utf-8")
     partial.replace(folder / WEIGHTS)

@@ -21,6 +21,17 @@ def pair():
 
 
 @pytest.fixture(scope="module")
+def large():
+    """Large enough for five scales."""
+    rng = np.random.default_rng(5)
+    reference = np.kron(rng.normal(0, 300, (13, 13, 13)), np.ones((8, 8, 8)))
+    predicted = reference + rng.normal(0, 80, reference.shape)
+    mask = np.zeros(reference.shape, dtype=bool)
+    mask[40:70, 40:64, 40:64] = True
+    return reference, predicted, mask
+
+
+@pytest.fixture(scope="module")
 def official(shared_data):
     arrays = [
         np.asarray(nib.load(shared_data / "eval" / f"pelvis_{name}.nii.gz").dataobj).astype(np.float64) for name in ("ref", "pred", "mask")
@@ -45,9 +56,12 @@ def test_figures_of_the_official_synthrad2025_code_are_reproduced(official, top_
     assert metrics.ms_ssim(reference, predicted, mask, top_hu=top_hu) == pytest.approx(expected["ms_ssim"], rel=1e-6)
 
 
-@pytest.mark.parametrize("similarity", [metrics.ssim, metrics.ms_ssim, metrics.ms_ssim_corrected])
-def test_similarity_is_one_for_equal_images_and_falls_with_noise(pair, similarity):
-    reference, predicted, mask = pair
+SIMILARITIES = [metrics.ssim, metrics.ms_ssim, metrics.ms_ssim_corrected]
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_similarity_is_one_for_equal_images_and_falls_with_noise(large, similarity):
+    reference, predicted, mask = large
     worse = reference + 4 * (predicted - reference)
     scores = [similarity(reference, image, mask, top_hu=3000) for image in (reference, predicted, worse)]
     assert scores[0] == pytest.approx(1)
@@ -61,6 +75,30 @@ def test_mae_is_symmetric_and_scales_with_the_error(pair, shift, scale):
     forth = metrics.mae(reference, reference + shift, mask)
     assert forth == pytest.approx(abs(shift))
     assert metrics.mae(scale * reference, scale * predicted, mask) == pytest.approx(scale * metrics.mae(predicted, reference, mask))
+
+
+@given(profile=st.sampled_from([metrics.psnr, *SIMILARITIES]), noise_hu=st.floats(1, 500), seed=st.integers(0, 99))
+@settings(max_examples=10, deadline=None)
+def test_no_metric_prefers_one_side(large, profile, noise_hu, seed):
+    reference, _, mask = large
+    predicted = reference + np.random.default_rng(seed).normal(0, noise_hu, reference.shape)
+    forth, back = (profile(*sides, mask, top_hu=3071) for sides in ((reference, predicted), (predicted, reference)))
+    assert forth == pytest.approx(back, rel=1e-9)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_air_around_the_patient_does_not_change_the_similarity(large, similarity):
+    reference, predicted, mask = large
+    wider = [
+        np.pad(x, ((96, 160), (0, 0), (96, 0)), constant_values=value) for x, value in ((reference, -1000), (predicted, 0), (mask, False))
+    ]
+    assert similarity(*wider, top_hu=3000) == pytest.approx(similarity(reference, predicted, mask, top_hu=3000), rel=1e-9)
+
+
+def test_similarity_is_undefined_where_no_window_fits(pair):
+    reference, predicted, mask = pair
+    assert np.isnan(metrics.ssim(*(x[:, :, 8:14] for x in pair), top_hu=3000))
+    assert np.isnan(metrics.ms_ssim(reference, predicted, mask, top_hu=3000))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from medsynth.core.errors import ScanError
 from medsynth.sources import packed
-from medsynth.sources.packed import DEPTH_UNIT_MM, Head, label_map_names, load_heads, pack
+from medsynth.sources.packed import DEPTH_UNIT_MM, Head, load_heads, pack
 from medsynth.sources.tissues import INDEX, label_table
 
 
@@ -115,12 +115,6 @@ def test_packed_maps_alone_are_data_enough(tmp_path: Path) -> None:
     (from_packed,) = load_heads(cache, ("01",), cache=tmp_path / "unused")
     np.testing.assert_array_equal(from_packed.tissue, head.tissue)
     assert not (tmp_path / "unused").exists()
-
-
-def test_only_label_maps_are_listed(tmp_path: Path) -> None:
-    maps = tiny.write_label_maps(tmp_path / "maps")
-    (maps / "README.md").write_text("notes", encoding="utf-8")
-    assert label_map_names(maps) == ("tiny_01", "tiny_02", "tiny_03")
 
 
 def test_a_real_map_packs_to_one_head_with_its_airways(shared_data: Path) -> None:

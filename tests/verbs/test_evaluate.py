@@ -48,6 +48,53 @@ def test_the_layout_of_one_folder_a_patient_pairs_by_the_folder(tmp_path):
     assert [row.case for row in measure(tmp_path / "data", tmp_path / "out").rows] == ["1BA001"]
 
 
+def test_in_a_patients_folder_the_ct_is_the_reference_and_the_mask_the_mask(tmp_path):
+    for patient in ("1BA001", "1BA002"):
+        save(tmp_path / "data" / patient / "ct.nii.gz", head())
+        save(tmp_path / "data" / patient / "mr.nii.gz", head(shift=2000))
+        save(tmp_path / "data" / patient / "mask.nii.gz", (head() > 500).astype(np.float32))
+        save(tmp_path / "out" / f"{patient}_mr_ct.nii.gz", np.where(head() > 500, head() + 7, 0))
+    report = measure(tmp_path / "data", tmp_path / "out", tmp_path / "data")
+    assert [row.case for row in report.rows] == ["1BA001", "1BA002"]
+    assert report.summary["synthrad2023/mae_hu"].mean == pytest.approx(7, rel=1e-4)
+
+
+def test_two_predictions_for_one_case_are_refused_and_named(tmp_path):
+    save(tmp_path / "ref" / "a.nii.gz", head())
+    for name in ("a", "a_sct"):
+        save(tmp_path / "out" / f"{name}.nii.gz", head())
+    (row,) = measure(tmp_path / "ref", tmp_path / "out").rows
+    assert row.code == "E-PAIR"
+    assert "a_sct" in row.cause
+
+
+def test_equal_names_in_different_folders_stay_different_cases(tmp_path):
+    for folder, shift in (("one", 10.0), ("two", 20.0)):
+        save(tmp_path / "ref" / folder / "scan.nii.gz", head())
+        save(tmp_path / "out" / folder / "scan.nii.gz", head(shift=shift))
+    report = measure(tmp_path / "ref", tmp_path / "out")
+    assert {row.case: row.figures["synthrad2023/mae_hu"] for row in report.rows} == {
+        "one_scan": pytest.approx(10, rel=1e-4),
+        "two_scan": pytest.approx(20, rel=1e-4),
+    }
+
+
+def test_a_ct_given_as_mask_is_refused(tmp_path):
+    scan = save(tmp_path / "a.nii.gz", head())
+    (row,) = measure(scan, scan, scan).rows
+    assert (row.code, row.figures) == ("E-MASK", {})
+
+
+def test_figures_that_are_not_defined_are_left_out_and_json_stays_valid(tmp_path):
+    soft = save(tmp_path / "soft.nii.gz", np.minimum(head(), 60))
+    report = measure(soft, soft, profiles=PROFILES)
+    figures = json.loads(report.model_dump_json())["rows"][0]["figures"]
+    assert "medsynth/bone_dice" not in figures
+    assert figures["synthrad2023/psnr_db"] == "Infinity"
+    assert "synthrad2023/psnr_db" not in report.summary
+    assert report.summary["synthrad2023/ssim"].mean == pytest.approx(1)
+
+
 def test_without_a_mask_the_body_of_the_reference_is_used_and_said(tmp_path):
     reference, predicted = save(tmp_path / "r.nii.gz", head()), save(tmp_path / "p.nii.gz", np.where(head() < -500, -500, head()))
     report = measure(reference, predicted)

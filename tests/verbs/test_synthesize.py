@@ -15,11 +15,11 @@ import phantom
 import pydicom
 import pytest
 import SimpleITK as sitk
-from click.testing import Result
 from commandline import contents, medsynth, partial_files
 from PIL import Image
 from scipy.spatial.transform import Rotation
 from tiny_model import write_tiny_model
+from typer.testing import Result
 
 from medsynth.core.errors import Exit
 from medsynth.core.volume import Volume
@@ -40,10 +40,9 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One head as NIfTI, MHA, NRRD and DICOM, in folders and under names that need care."""
     scans = tmp_path_factory.mktemp("mixed") / "in Ä"
     phantom.write_nifti(scans / "scan one.nii.gz")
-    phantom.write_nifti(scans / "naïve Ελένη" / "oblique [1].nii", *oblique())
+    phantom.write_nifti(scans / "naïve Ελένη" / "oblique [1].nii", affine=oblique())
     phantom.write_nifti(scans / "sheared.nii.gz", affine=sheared())
-    array, affine = reordered()
-    itk.write(phantom.volume(array, affine=affine), scans / "sagittal.mha", dtype="float32")
+    write_sagittal(scans / "sagittal.mha", phantom.mr_head())
     itk.write(phantom.volume(phantom.mr_head()), scans / "plain.nrrd", dtype="int16")
     phantom.write_dicom(scans / "séries 1")
     return scans
@@ -73,18 +72,20 @@ def one_finished(one: Path, model: Path, tmp_path_factory: pytest.TempPathFactor
     return out
 
 
-def oblique() -> tuple[np.ndarray, np.ndarray]:
-    """The head on a turned grid, left to the left."""
+def oblique() -> np.ndarray:
+    """A turned grid."""
     turn = np.eye(4)
     turn[:3, :3] = Rotation.from_euler("xyz", (8, -5, 11), degrees=True).as_matrix()
-    return phantom.mr_head(), turn @ phantom.affine_ras()
+    return turn @ phantom.affine_ras()
 
 
-def reordered() -> tuple[np.ndarray, np.ndarray]:
-    """Axes from back to front, feet to head, left to right: the order of sagittal slices."""
-    affine = phantom.affine_ras()
+def write_sagittal(path: Path, array: np.ndarray) -> Path:
+    """MetaImage whose axes run to the front, the head, and the left: the order of sagittal slices."""
+    affine = phantom.affine_ras() @ np.diag([-1.0, 1, 1, 1])
+    affine[:3, 3] = phantom.affine_ras()[:3, 3] * (-1, 1, 1)
     affine[:, :3] = affine[:, [1, 2, 0]]
-    return np.ascontiguousarray(phantom.mr_head().transpose(1, 2, 0)), affine
+    itk.write(phantom.volume(np.ascontiguousarray(array[::-1].transpose(1, 2, 0)), affine=affine), path, dtype="float32")
+    return path
 
 
 def sheared() -> np.ndarray:
@@ -129,6 +130,17 @@ def test_a_nifti_files_header_comes_back_bit_by_bit(name: str, mixed: Path, fini
     result = nib.load(finished / f"{Path(name).name.split('.')[0]}_ct.nii.gz")
     assert result.shape == source.shape
     assert np.array_equal(result.affine, source.affine)
+
+
+def test_a_real_head_from_freesurfer_gives_a_ct_on_its_own_grid(shared_data: Path, model: Path, tmp_path: Path) -> None:
+    """Its axes run to the left, the feet and the front."""
+    scan = shared_data / "mr" / "mne_ecog" / "T1.mgz"
+    assert medsynth("mri2ct", scan, tmp_path, "--model", model).exit_code == 0
+    source, result = nib.load(scan), nib.load(tmp_path / "T1_ct.nii.gz")
+    assert result.shape == source.shape
+    assert np.allclose(result.affine, source.affine, rtol=0, atol=1e-4)
+    inside = np.asarray(result.dataobj) != AIR_HU
+    assert inside[np.asarray(source.dataobj) > 60].mean() > 0.99
 
 
 def test_values_are_hu_as_whole_numbers_with_air_around_the_head(mixed: Path, finished: Path) -> None:
@@ -195,19 +207,27 @@ def test_no_path_and_no_patient_is_in_the_record_the_sidecars_and_the_list_of_fa
     assert "folder-of-the-user" not in result.output
 
 
-@pytest.mark.parametrize("name", ["scan one", "oblique [1]", "sagittal", "séries 1"])
-def test_what_is_computed_lies_where_the_scan_shows_it(
-    name: str, mixed: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a network that copies its input, a turned or mirrored result cannot hide."""
+WRITERS: dict[str, Callable[[Path, np.ndarray], Path]] = {
+    "NIfTI": lambda folder, array: phantom.write_nifti(folder / "a.nii.gz", array),
+    "NIfTI, oblique": lambda folder, array: phantom.write_nifti(folder / "a.nii.gz", array, oblique()),
+    "MetaImage, sagittal": lambda folder, array: write_sagittal(folder / "a.mha", array),
+    "DICOM": lambda folder, array: phantom.write_dicom(folder / "a", array),
+}
+
+
+@pytest.mark.parametrize("written", WRITERS)
+def test_what_is_computed_lies_where_the_scan_shows_it(written: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a network that copies its input, a turned or mirrored result cannot hide: the head is shaded along every axis."""
     monkeypatch.setattr(synthesize, "predictor", lambda *_: lambda image: image.clone() / 2)
-    source = next(item.files[0] for item in folder.find(mixed, choices=folder.Choices()) if item.case == name)
-    given = source.parent if source.suffix == ".dcm" else source
-    assert medsynth("mri2ct", given, tmp_path, "--model", model).exit_code == 0
-    (output,) = tmp_path.glob("*_ct.nii.gz")
-    ct_hu, scan = np.asarray(nib.load(output).dataobj, dtype=np.float32), sources(given)[name].array
-    head = ct_hu != AIR_HU
-    assert np.corrcoef(ct_hu[head], scan[head])[0, 1] > 0.97
+    x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in phantom.shape()], indexing="ij")
+    given = WRITERS[written](tmp_path, phantom.mr_head() * np.maximum(1 + 0.7 * x + 0.5 * y + 0.5 * z, 0))
+    assert medsynth("mri2ct", given, tmp_path / "out", "--model", model).exit_code == 0
+    ct_hu, scan = np.asarray(nib.load(tmp_path / "out" / "a_ct.nii.gz").dataobj, dtype=np.float32), sources(given)["a"].array
+    head = ct_hu >= 980  # a signal of zero becomes 988 HU, less where it is blended with the air outside
+    assert head.mean() > 0.2
+    alike = np.corrcoef(ct_hu[head], scan[head])[0, 1]
+    assert alike > 0.92
+    assert all(np.corrcoef(ct_hu[head], np.flip(scan, axis)[head])[0, 1] < alike - 0.1 for axis in range(3))
 
 
 def test_the_format_of_the_input_can_be_kept(mixed: Path, model: Path, tmp_path: Path) -> None:
