@@ -1,6 +1,8 @@
 """The command line, called in this process, or in one of its own that can be interrupted, killed and given an environment."""
 
+import csv
 import itertools
+import json
 import multiprocessing
 import os
 import signal
@@ -45,6 +47,22 @@ def contents(folder: Path) -> dict[str, bytes]:
     """Every file's bytes by its path, but for the record of the run, which holds times."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != "run.json")
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def record(out: Path) -> dict[str, Any]:
+    """run.json."""
+    return json.loads((out / "run.json").read_text(encoding="utf-8"))
+
+
+def status(out: Path) -> dict[str, str]:
+    """Case -> done, skipped or failed."""
+    return {case["case"]: case["status"] for case in record(out)["cases"]}
+
+
+def failures(out: Path) -> dict[str, str]:
+    """Case -> code, as failures.csv has them."""
+    with (out / "failures.csv").open(encoding="utf-8", newline="") as file:
+        return {row["case"]: row["code"] for row in csv.DictReader(file)}
 
 
 def _main(arguments: list[str], log: str, environment: dict[str, str], die_at: int) -> None:

@@ -54,8 +54,9 @@ class ResEncUNet(nn.Module):
 
     def _smoothed(self) -> tuple[Float[Tensor, "o i 3 3 3"], Float[Tensor, " o"]]:
         """Weight and bias of the 1^3 convolution `out`, unfolding and smoothing together: one 3^3 convolution on the folded grid."""
-        weight = self.out.weight[:, :, 0, 0, 0].unflatten(0, (-1, CELLS))
-        bias = torch.einsum("dcijk,oc->od", self.smoothing, self.out.bias.unflatten(0, (-1, CELLS)))
+        assert self.out.bias is not None
+        weight, bias = (part.unflatten(0, (-1, CELLS)) for part in (self.out.weight[:, :, 0, 0, 0], self.out.bias))
+        bias = torch.einsum("dcijk,oc->od", self.smoothing, bias)
         return torch.einsum("dcijk,oce->odeijk", self.smoothing, weight).flatten(0, 1), bias.flatten()
 
 

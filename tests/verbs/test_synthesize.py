@@ -1,13 +1,9 @@
-"""`medsynth mri2ct`: what it writes for a folder that mixes formats, what it says of scans that fail, what it skips."""
+"""`medsynth mri2ct`: what it writes for a folder that mixes formats, and where."""
 
-import csv
-import errno
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -15,24 +11,17 @@ import phantom
 import pydicom
 import pytest
 import SimpleITK as sitk
-from commandline import contents, medsynth, partial_files
+from commandline import contents, medsynth, record, status
 from PIL import Image
 from scipy.spatial.transform import Rotation
 from tiny_model import write_tiny_model
-from typer.testing import Result
 
 from medsynth.core.errors import Exit
 from medsynth.core.volume import Volume
-from medsynth.scans import folder, itk, nifti
-from medsynth.tasks import mri2ct
+from medsynth.scans import folder, itk
 from medsynth.verbs import synthesize
 
 AIR_HU = -1000
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -57,21 +46,6 @@ def finished(mixed: Path, model: Path, tmp_path_factory: pytest.TempPathFactory)
     return out
 
 
-@pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one scan, `head.nii.gz`."""
-    scans = tmp_path_factory.mktemp("one") / "in"
-    phantom.write_nifti(scans / "head.nii.gz")
-    return scans
-
-
-@pytest.fixture(scope="module")
-def one_finished(one: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("one_finished") / "out"
-    assert medsynth("mri2ct", one, out, "--model", model).exit_code == 0
-    return out
-
-
 def oblique() -> np.ndarray:
     """A turned grid."""
     turn = np.eye(4)
@@ -92,21 +66,6 @@ def sheared() -> np.ndarray:
     affine = phantom.affine_ras()
     affine[:3, 2] += 0.2 * affine[:3, 1]
     return affine
-
-
-def record(out: Path) -> dict[str, Any]:
-    return json.loads((out / "run.json").read_text(encoding="utf-8"))
-
-
-def status(out: Path) -> dict[str, str]:
-    """Case -> done, skipped or failed."""
-    return {case["case"]: case["status"] for case in record(out)["cases"]}
-
-
-def failures(out: Path) -> dict[str, str]:
-    """Case -> code, as failures.csv has them."""
-    with (out / "failures.csv").open(encoding="utf-8", newline="") as file:
-        return {row["case"]: row["code"] for row in csv.DictReader(file)}
 
 
 def sources(scans: Path) -> dict[str, Volume]:
@@ -260,119 +219,6 @@ def test_a_dicom_series_gives_a_derived_one_with_the_same_values_as_nifti(mixed:
     assert status(tmp_path) == {"séries 1": "skipped"}
 
 
-def test_no_dicom_series_is_derived_from_another_format(one: Path, model: Path, tmp_path: Path) -> None:
-    result = medsynth("mri2ct", one, tmp_path, "--model", model, "--format", "dicom")
-    assert result.exit_code == Exit.INPUT
-    assert failures(tmp_path) == {"head": "E-FORMAT"}
-
-
-def test_a_bad_scan_does_not_stop_the_others(one: Path, model: Path, tmp_path: Path) -> None:
-    scans, out = shutil.copytree(one, tmp_path / "in"), tmp_path / "out"
-    (scans / "a broken.nii.gz").write_bytes(b"\x1f\x8b no gzip")
-    phantom.write_nifti(scans / "z constant [b].nii", np.full(phantom.shape(), 7))
-    result = medsynth("mri2ct", scans, out, "--model", model)
-    assert result.exit_code == Exit.PARTIAL
-    assert status(out) == {"a broken": "failed", "head": "done", "z constant [b]": "failed"}
-    assert failures(out) == {"a broken": "E-READ", "z constant [b]": "E-MODALITY"}
-    table = " ".join(result.stderr.split())
-    assert "2 of 3 scans failed" in table
-    assert "E-READ" in table
-    assert "z constant [b]" in table
-    assert partial_files(out) == []
-
-
-def test_the_list_of_failures_goes_when_they_are_mended(one: Path, model: Path, tmp_path: Path) -> None:
-    scans, out = shutil.copytree(one, tmp_path / "in"), tmp_path / "out"
-    (scans / "second.nii.gz").write_bytes(b"")
-    assert medsynth("mri2ct", scans, out, "--model", model).exit_code == Exit.PARTIAL
-    phantom.write_nifti(scans / "second.nii.gz", phantom.mr_head(seed=1))
-    assert medsynth("mri2ct", scans, out, "--model", model).exit_code == Exit.OK
-    assert status(out) == {"head": "skipped", "second": "done"}
-    assert not (out / "failures.csv").exists()
-
-
-def test_when_all_scans_are_bad_the_status_is_that_of_bad_input(model: Path, tmp_path: Path) -> None:
-    for name in ("a.nii.gz", "b.nii.gz"):
-        phantom.write_nifti(tmp_path / "in" / name, np.zeros(phantom.shape()))
-    result = medsynth("mri2ct", tmp_path / "in", tmp_path / "out", "--model", model)
-    assert result.exit_code == Exit.INPUT
-    assert set(failures(tmp_path / "out").values()) == {"E-MODALITY"}
-
-
-def test_what_is_complete_is_not_made_again(one: Path, one_finished: Path, model: Path, tmp_path: Path) -> None:
-    out = shutil.copytree(one_finished, tmp_path / "out")
-    before = {path.name: path.stat().st_mtime_ns for path in out.glob("head_ct*")}
-    result = medsynth("mri2ct", one, out, "--model", model)
-    assert result.exit_code == 0
-    assert status(out) == {"head": "skipped"}
-    assert "1 skipped" in result.stdout
-    assert {path.name: path.stat().st_mtime_ns for path in out.glob("head_ct*")} == before
-
-
-def other_model(scans: Path, out: Path, model: Path) -> tuple[object, ...]:
-    return ("--model", write_tiny_model(out.parent / "other", seed=1))
-
-
-def other_window(scans: Path, out: Path, model: Path) -> tuple[object, ...]:
-    return ("--model", model, "--window", "brain")
-
-
-def with_force(scans: Path, out: Path, model: Path) -> tuple[object, ...]:
-    return ("--model", model, "--force")
-
-
-def with_mask(scans: Path, out: Path, model: Path) -> tuple[object, ...]:
-    return ("--model", model, "--mask", phantom.write_nifti(out.parent / "mask.nii.gz", phantom.head_mask()))
-
-
-def told_to(scans: Path, out: Path, model: Path) -> tuple[object, ...]:
-    return ("--model", model, "--overwrite")
-
-
-def other_scan(scans: Path, out: Path, model: Path) -> tuple[object, ...]:
-    phantom.write_nifti(scans / "head.nii.gz", phantom.mr_head(seed=5))
-    return ("--model", model)
-
-
-def damaged_output(scans: Path, out: Path, model: Path) -> tuple[object, ...]:
-    ct = out / "head_ct.nii.gz"
-    ct.write_bytes(ct.read_bytes()[:-100])
-    return ("--model", model)
-
-
-def missing_output(scans: Path, out: Path, model: Path) -> tuple[object, ...]:
-    (out / "head_ct.nii.gz").unlink()
-    return ("--model", model)
-
-
-def missing_picture(scans: Path, out: Path, model: Path) -> tuple[object, ...]:
-    (out / "head_ct.png").unlink()
-    return ("--model", model)
-
-
-def damaged_sidecar(scans: Path, out: Path, model: Path) -> tuple[object, ...]:
-    (out / "head_ct.json").write_text('{"Output": {"Name": "head_ct', encoding="utf-8")
-    return ("--model", model)
-
-
-CHANGES = (
-    other_model, other_window, with_force, with_mask, told_to, other_scan, damaged_output, missing_output, missing_picture, damaged_sidecar,
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__.replace("_", " "))
-def test_what_changed_is_made_again(
-    change: Callable[[Path, Path, Path], tuple[object, ...]], one: Path, one_finished: Path, model: Path, tmp_path: Path
-) -> None:
-    scans, out = shutil.copytree(one, tmp_path / "in"), shutil.copytree(one_finished, tmp_path / "out")
-    options = change(scans, out, model)
-    assert medsynth("mri2ct", scans, out, *options).exit_code == 0
-    assert status(out) == {"head": "done"}
-    fresh = tmp_path / "fresh"
-    assert medsynth("mri2ct", scans, fresh, *options).exit_code == 0
-    assert contents(out) == contents(fresh)
-
-
 def test_two_runs_give_the_same_bytes(mixed: Path, finished: Path, model: Path, tmp_path: Path) -> None:
     assert medsynth("mri2ct", mixed, tmp_path / "again", "--model", model).exit_code == 0
     assert contents(tmp_path / "again") == contents(finished)
@@ -409,122 +255,9 @@ def test_a_file_where_the_results_should_go_is_an_error_of_usage(one: Path, mode
     assert (tmp_path / "taken").read_text(encoding="utf-8") == "mine"
 
 
-def half_mask() -> np.ndarray:
-    """The right half of the head."""
-    mask = phantom.head_mask()
-    mask[: mask.shape[0] // 2] = False
-    return mask
-
-
-def is_air_left_of_the_middle(out: Path, case: str) -> bool:
-    ct_hu = np.asarray(nib.load(out / f"{case}_ct.nii.gz").dataobj)
-    middle = ct_hu.shape[0] // 2
-    return bool((ct_hu[: middle - 1] == AIR_HU).all() and (ct_hu[middle + 1 :] != AIR_HU).any())
-
-
-def test_a_mask_for_one_scan_limits_the_ct(one: Path, model: Path, tmp_path: Path) -> None:
-    mask = phantom.write_nifti(tmp_path / "any name.nii.gz", half_mask())
-    assert medsynth("mri2ct", one, tmp_path / "out", "--model", model, "--mask", mask).exit_code == 0
-    assert is_air_left_of_the_middle(tmp_path / "out", "head")
-
-
-def test_masks_in_a_folder_are_found_by_name_and_may_lie_on_another_grid(model: Path, tmp_path: Path) -> None:
-    for name in ("a", "b c"):
-        phantom.write_nifti(tmp_path / "in" / f"{name}.nii.gz")
-    phantom.write_nifti(tmp_path / "masks" / "a_mask.nii.gz", half_mask())
-    finer = phantom.affine_ras() @ np.diag([0.5, 0.5, 0.5, 1.0])
-    finer[:3, 3] -= phantom.SPACING_MM / 4
-    phantom.write_nifti(tmp_path / "masks" / "b c.nii.gz", half_mask().repeat(2, 0).repeat(2, 1).repeat(2, 2), finer)
-    result = medsynth("mri2ct", tmp_path / "in", tmp_path / "out", "--model", model, "--mask", tmp_path / "masks")
-    assert result.exit_code == 0
-    assert is_air_left_of_the_middle(tmp_path / "out", "a")
-    assert is_air_left_of_the_middle(tmp_path / "out", "b c")
-
-
-def test_a_scan_without_its_mask_stops_the_run_before_it_begins(one: Path, model: Path, tmp_path: Path) -> None:
-    phantom.write_nifti(tmp_path / "masks" / "other.nii.gz", half_mask())
-    result = medsynth("mri2ct", one, tmp_path / "out", "--model", model, "--mask", tmp_path / "masks")
-    assert result.exit_code == Exit.USAGE
-    assert "E-MASK" in result.stderr
-    assert "head" in result.stderr
-    assert not (tmp_path / "out").exists()
-
-
-def test_what_is_trusted_in_a_scans_header_is_trusted_in_its_masks(model: Path, tmp_path: Path) -> None:
-    for name, array in (("head", phantom.mr_head()), ("mask", half_mask())):
-        image = nib.Nifti1Image(array.astype(np.int16), phantom.affine_ras())
-        image.header.set_qform(np.diag([2.0, 2.0, 2.0, 1.0]), code=1)
-        nib.save(image, tmp_path / f"{name}.nii.gz")
-    options = ("--model", model, "--mask", tmp_path / "mask.nii.gz")
-    assert medsynth("mri2ct", tmp_path / "head.nii.gz", tmp_path / "out", *options).exit_code == Exit.INPUT
-    assert medsynth("mri2ct", tmp_path / "head.nii.gz", tmp_path / "out", *options, "--trust", "sform").exit_code == 0
-    assert is_air_left_of_the_middle(tmp_path / "out", "head")
-
-
-def test_what_was_forced_is_a_warning_everywhere(model: Path, tmp_path: Path) -> None:
-    scan = phantom.write_nifti(tmp_path / "brain.nii.gz", phantom.stripped())
-    assert medsynth("mri2ct", scan, tmp_path / "out", "--model", model).exit_code == Exit.INPUT
-    result = medsynth("mri2ct", scan, tmp_path / "out", "--model", model, "--force")
-    assert result.exit_code == 0
-    sidecar = json.loads((tmp_path / "out" / "brain_ct.json").read_text(encoding="utf-8"))
-    for text in (result.stderr, sidecar["Warnings"][0], record(tmp_path / "out")["cases"][0]["warnings"][0]):
-        assert "skull was removed" in text
-
-
-def failing(error: Exception) -> Callable[..., Any]:
-    def fail(*_: object, **__: object) -> Any:
-        raise error
-
-    return fail
-
-
-def run_one(one: Path, model: Path, tmp_path: Path) -> tuple[Result, dict[str, Any]]:
-    """A run whose only scan fails: its result, and what the record says of the scan."""
-    result = medsynth("mri2ct", one, tmp_path / "out", "--model", model)
-    assert partial_files(tmp_path / "out") == []
-    assert not list((tmp_path / "out").glob("head_ct*"))
-    return result, record(tmp_path / "out")["cases"][0]
-
-
-def test_a_full_disk_is_not_called_a_fault_of_the_program(one: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nifti, "write", failing(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/secret/place")))
-    result, case = run_one(one, model, tmp_path)
-    assert (result.exit_code, case["code"]) == (Exit.INPUT, "E-FILE")
-    assert "No space left" in case["cause"]
-    assert "secret" not in result.output
-
-
-def test_memory_that_runs_out_while_reading_has_its_own_status(
-    one: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(nifti, "read", failing(MemoryError()))
-    result, case = run_one(one, model, tmp_path)
-    assert (result.exit_code, case["code"]) == (Exit.MEMORY, "E-MEM")
-
-
-def test_a_fault_of_the_program_is_named_by_type_and_place_without_values(
-    one: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mri2ct, "is_stripped", failing(ZeroDivisionError("Phantom^Name")))
-    result, case = run_one(one, model, tmp_path)
-    assert (result.exit_code, case["code"]) == (Exit.BUG, "E-BUG")
-    assert case["cause"].startswith("ZeroDivisionError at ")
-    assert "Phantom" not in result.output + json.dumps(case)
-    assert "Traceback" not in result.output
-
-
 def test_a_file_can_be_given_instead_of_a_folder(one: Path, one_finished: Path, model: Path, tmp_path: Path) -> None:
     assert medsynth("mri2ct", one / "head.nii.gz", tmp_path / "out", "--model", model).exit_code == 0
     assert contents(tmp_path / "out") == contents(one_finished)
-
-
-def test_quiet_prints_failures_only(one: Path, model: Path, tmp_path: Path) -> None:
-    scans = shutil.copytree(one, tmp_path / "in")
-    assert medsynth("mri2ct", scans, tmp_path / "out", "--model", model, "--quiet").output == ""
-    phantom.write_nifti(scans / "constant.nii", np.zeros(phantom.shape()))
-    result = medsynth("mri2ct", scans, tmp_path / "out", "--model", model, "--quiet")
-    assert result.stdout == ""
-    assert "constant failed E-MODALITY" in result.stderr
 
 
 def test_a_model_for_another_task_is_refused(one: Path, tmp_path: Path) -> None:
