@@ -1,19 +1,16 @@
-"""A run that was interrupted or killed, at whatever moment, and run again ends with the bytes of one that was not; what is done is skipped."""
+"""A run that was interrupted or killed, at whatever moment, and run again ends with the bytes of one that was not."""
 
 import json
 import os
 import random
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import phantom
 import pytest
-from commandline import contents, medsynth, partial_files, start, status
-from tiny_model import write_tiny_model
+from commandline import contents, medsynth, partial_files, start
 
 from medsynth.core.errors import Exit
 
@@ -124,77 +121,3 @@ def test_what_a_killed_run_left_is_removed_and_nothing_else(scans: Path, model: 
     assert medsynth("mri2ct", scans / "a.nii.gz", tmp_path, "--model", model).exit_code == 0
     assert partial_files(tmp_path) == [".keep"]
     assert (tmp_path / "notes.txt").exists()
-
-
-def test_what_is_complete_is_not_made_again(one: Path, one_finished: Path, model: Path, tmp_path: Path) -> None:
-    out = shutil.copytree(one_finished, tmp_path / "out")
-    before = {path.name: path.stat().st_mtime_ns for path in out.glob("head_ct*")}
-    result = medsynth("mri2ct", one, out, "--model", model)
-    assert result.exit_code == 0
-    assert status(out) == {"head": "skipped"}
-    assert "1 skipped" in result.stdout
-    assert {path.name: path.stat().st_mtime_ns for path in out.glob("head_ct*")} == before
-
-
-def other_model(scans: Path, out: Path, model: Path) -> tuple[object, ...]:
-    return ("--model", write_tiny_model(out.parent / "other", seed=1))
-
-
-def other_window(scans: Path, out: Path, model: Path) -> tuple[object, ...]:
-    return ("--model", model, "--window", "brain")
-
-
-def with_force(scans: Path, out: Path, model: Path) -> tuple[object, ...]:
-    return ("--model", model, "--force")
-
-
-def with_mask(scans: Path, out: Path, model: Path) -> tuple[object, ...]:
-    return ("--model", model, "--mask", phantom.write_nifti(out.parent / "mask.nii.gz", phantom.head_mask()))
-
-
-def told_to(scans: Path, out: Path, model: Path) -> tuple[object, ...]:
-    return ("--model", model, "--overwrite")
-
-
-def other_scan(scans: Path, out: Path, model: Path) -> tuple[object, ...]:
-    phantom.write_nifti(scans / "head.nii.gz", phantom.mr_head(seed=5))
-    return ("--model", model)
-
-
-def damaged_output(scans: Path, out: Path, model: Path) -> tuple[object, ...]:
-    ct = out / "head_ct.nii.gz"
-    ct.write_bytes(ct.read_bytes()[:-100])
-    return ("--model", model)
-
-
-def missing_output(scans: Path, out: Path, model: Path) -> tuple[object, ...]:
-    (out / "head_ct.nii.gz").unlink()
-    return ("--model", model)
-
-
-def missing_picture(scans: Path, out: Path, model: Path) -> tuple[object, ...]:
-    (out / "head_ct.png").unlink()
-    return ("--model", model)
-
-
-def damaged_sidecar(scans: Path, out: Path, model: Path) -> tuple[object, ...]:
-    (out / "head_ct.json").write_text('{"Output": {"Name": "head_ct', encoding="utf-8")
-    return ("--model", model)
-
-
-CHANGES = (
-    other_model, other_window, with_force, with_mask, told_to, other_scan, damaged_output, missing_output, missing_picture, damaged_sidecar,
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__.replace("_", " "))
-def test_what_changed_is_made_again(
-    change: Callable[[Path, Path, Path], tuple[object, ...]], one: Path, one_finished: Path, model: Path, tmp_path: Path
-) -> None:
-    scans, out = shutil.copytree(one, tmp_path / "in"), shutil.copytree(one_finished, tmp_path / "out")
-    options = change(scans, out, model)
-    assert medsynth("mri2ct", scans, out, *options).exit_code == 0
-    assert status(out) == {"head": "done"}
-    fresh = tmp_path / "fresh"
-    assert medsynth("mri2ct", scans, fresh, *options).exit_code == 0
-    assert contents(out) == contents(fresh)
