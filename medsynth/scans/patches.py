@@ -18,8 +18,9 @@ from medsynth.core.errors import OutOfMemoryError
 Predict = Callable[[Tensor], Tensor]
 OVERLAP = 0.5
 MARGIN = 4  # voxels kept around the region
-# Measured by benchmarks/memory.py on two cores: peak of the network per voxel of a batch of patches, and of a run per voxel of the scan.
-NETWORK_BYTES_PER_VOXEL = 420
+# By benchmarks/memory.py: 105 bytes a voxel of the patches in bfloat16, so 210 in float32; 19 bytes a voxel of a scan and .8 GB besides.
+# Two scans are held at once.
+NETWORK_BYTES_PER_VOXEL = 210
 RUN_BYTES_PER_VOXEL = 40
 RUN_BYTES = 1_000_000_000
 
