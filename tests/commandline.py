@@ -25,15 +25,17 @@ def medsynth(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="medsynth")
 
 
-def start(*arguments: object, log: Path, environment: Mapping[str, str] | None = None, die_at: int = 0) -> BaseProcess:
+def start(
+    *arguments: object, log: Path, environment: Mapping[str, str] | None = None, die_at: int = 0, by: signal.Signals = signal.SIGKILL
+) -> BaseProcess:
     """`medsynth ...` in a process of its own, which writes to `log` what it prints.
 
-    die_at: n: it kills itself just before it gives a file or folder its final name for the nth time.
+    die_at: n: it sends itself the signal `by` just before it gives a file or folder its final name for the nth time.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     command = [str(argument) for argument in arguments]
-    process = context.Process(target=_main, args=(command, str(log), dict(environment or {}), die_at))
+    process = context.Process(target=_main, args=(command, str(log), dict(environment or {}), die_at, by))
     process.start()
     return process
 
@@ -65,7 +67,7 @@ def failures(out: Path) -> dict[str, str]:
         return {row["case"]: row["code"] for row in csv.DictReader(file)}
 
 
-def _main(arguments: list[str], log: str, environment: dict[str, str], die_at: int) -> None:
+def _main(arguments: list[str], log: str, environment: dict[str, str], die_at: int, by: signal.Signals) -> None:
     os.environ.update(environment)
     for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
         del sys.modules[name]  # it reads the environment when it is imported
@@ -73,17 +75,17 @@ def _main(arguments: list[str], log: str, environment: dict[str, str], die_at: i
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     if die_at:
-        _die_at(die_at)
+        _die_at(die_at, by)
     app(arguments, prog_name="medsynth")
 
 
-def _die_at(number: int) -> None:
+def _die_at(number: int, by: signal.Signals) -> None:
     calls = itertools.count(1)
 
     def mortal(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(self: Path, target: Path) -> Any:
             if next(calls) == number:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), by)
             return original(self, target)
 
         return call
