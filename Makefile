@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# SynthSeg's training label maps, for `make bench`.
+LABELS ?= ../shared/data/labels/head_synthseg_charm
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test check bench docs clean
@@ -25,7 +27,7 @@ check: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python benchmarks/speed.py
-	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/quality.py --labels $(LABELS)
 
 docs: $(INSTALLED)
 	$(BIN)/pip install --quiet --editable ".[docs]"
