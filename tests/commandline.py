@@ -69,6 +69,7 @@ def failures(out: Path) -> dict[str, str]:
 
 def _main(arguments: list[str], log: str, environment: dict[str, str], die_at: int, by: signal.Signals) -> None:
     os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, tests among them, ignore it
     for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
         del sys.modules[name]  # it reads the environment when it is imported
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

@@ -159,7 +159,7 @@ def test_a_scan_that_fits_is_computed_patch_by_patch_on_a_processor(monkeypatch:
     assert patches.affordable_batch(256**3, (96, 112, 96), CPU) == 1
 
 
-@pytest.mark.parametrize(("gigabytes", "batch"), [(0.1, 1), (2.0, 3), (80.0, 8)])
+@pytest.mark.parametrize(("gigabytes", "batch"), [(0.1, 1), (1.0, 3), (80.0, 8)])
 def test_a_gpu_gets_as_many_patches_as_fit_but_at_least_one(gigabytes: float, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     free(monkeypatch, 64)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(gigabytes * 1e9), int(80e9)))
