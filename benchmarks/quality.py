@@ -33,7 +33,7 @@ from medsynth.verbs.synthesize import Settings, synthesize
 
 SPACING_MM = 2.0
 PATCH = (96, 112, 96)  # 192 x 224 x 192 mm, the upper part of the head: as in the spike whose figures are the bar
-DRAWS = 4
+DRAWS = 12
 SEED = 20261121
 BONE_HU = 250
 RESULTS = Path(__file__).parent / "results" / "quality.json"

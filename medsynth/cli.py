@@ -1,5 +1,6 @@
 """The command line: a command parses, imports one verb, prints. Imports no torch, so that help answers at once."""
 
+import errno
 import json
 import os
 import sys
@@ -45,6 +46,15 @@ Series = Annotated[
 ]
 VolumeIndex = Annotated[int | None, typer.Option("--volume", min=0, help="Which volume of a 4-D file, from 0.", show_default=False)]
 AllowGaps = Annotated[bool, typer.Option("--allow-gaps", help="Interpolate missing slices of a DICOM series.")]
+Data = Annotated[
+    Path, typer.Option("--data", help="Pairs of scans (docs/training-data.md), or the label maps of a card.", show_default=False)
+]
+RunFolder = Annotated[
+    Path | None, typer.Option("--out", help="The folder of the run. A run that is there already goes on.", show_default=False)
+]
+Recipe = Annotated[Path | None, typer.Option("--card", help="A card.toml with a [train] table, or its folder.", show_default=False)]
+MaxSteps = Annotated[int | None, typer.Option("--max-steps", min=1, help="Stop after this step.", show_default=False)]
+Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that draw data ahead, on a CPU.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 DEFAULT_WINDOWS = ("head-soft", "bone")
 
@@ -188,20 +198,83 @@ def models_show(name: Annotated[str, typer.Argument(help="As for --model.", show
 
 @app.command()
 def train(
-    card: Annotated[Path, typer.Option("--card", help="A card.toml with a [train] table, or its folder.", show_default=False)],
-    data: Annotated[Path, typer.Option("--data", help="The folder that the card's source draws from.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", help="The folder of the run. A run that is there already goes on.", show_default=False)],
+    data: Data,
+    out: RunFolder = None,
+    task: Annotated[str, typer.Option("--task", help="Train this task's default network anew on pairs of scans.", show_default=False)] = "",
+    card: Recipe = None,
+    check: Annotated[bool, typer.Option("--check", help="Only read all pairs and say what is wrong with them.")] = False,
     device: Device = "auto",
-    max_steps: Annotated[int | None, typer.Option("--max-steps", min=1, help="Stop after this step.", show_default=False)] = None,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that draw data ahead, on a CPU.")] = 1,
+    max_steps: MaxSteps = None,
+    workers: Workers = 1,
 ) -> None:
-    """Train a model by its card; a run that was killed goes on from its last checkpoint."""
+    """Train a model on pairs of scans (--task) or by a card; a run that was killed goes on from its last checkpoint."""
     with _reported():
         _quiet_threads()
-        from medsynth.verbs.train import train as verb
+        if bool(task) == bool(card):
+            raise typer.BadParameter("give one of them: a task, or a card with a [train] table", param_hint="--task, --card")
+        if task:
+            _one_of("--task", task, *TASKS)
+        from medsynth.verbs import learn
 
-        folder = verb(card, data, out, device=device, max_steps=max_steps, workers=workers, say=typer.echo)
+        if check:
+            _check_pairs(learn.recipe_of(task, card), data)
+        if out is None:
+            raise typer.BadParameter("a run needs a folder", param_hint="--out")
+        options = learn.Options(device=device, max_steps=max_steps, workers=workers, say=typer.echo)
+        folder = learn.learn(learn.recipe_of(task, card, name=out.name), data, out, options)
         typer.echo(f"model: {folder}")
+
+
+@app.command()
+def finetune(
+    model: Annotated[str, typer.Option("--from", help="The model to start from: as for --model.", show_default=False)],
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="The folder of the run. A run that is there already goes on.", show_default=False)],
+    card: Recipe = None,
+    device: Device = "auto",
+    max_steps: MaxSteps = None,
+    workers: Workers = 1,
+) -> None:
+    """Train a model further, drifting towards real images, on pairs of scans or on the label maps that its card names."""
+    with _reported():
+        _quiet_threads()
+        from medsynth.verbs import learn
+
+        options = learn.Options(device=device, max_steps=max_steps, workers=workers, say=typer.echo)
+        typer.echo(f"model: {learn.finetune(model, data, out, options, card=card)}")
+
+
+@app.command()
+def pretrain(
+    data: Annotated[
+        list[Path], typer.Option("--data", help="A folder of CTs, or of head label maps. May be repeated.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The folder of the run. A run that is there already goes on.", show_default=False)],
+    card: Annotated[
+        Path | None,
+        typer.Option("--card", help="An encoder's card.toml with a [pretrain] table. Default: encoder-mae3d's.", show_default=False),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option("--exclude", help="Pattern of scan names to leave out. May be repeated.", show_default=False)
+    ] = None,
+    device: Device = "auto",
+    max_steps: Annotated[int | None, typer.Option("--max-steps", min=1, help="Stop after this step.", show_default=False)] = None,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that draw data ahead.")] = 1,
+) -> None:
+    """Train an encoder on CTs without labels; a run that was killed goes on from its last checkpoint."""
+    with _reported():
+        _quiet_threads()
+        from medsynth import zoo
+        from medsynth.verbs.packct import pack
+        from medsynth.verbs.pretrain import cache_folder, recipe
+        from medsynth.verbs.pretrain import pretrain as verb
+
+        path = card or zoo.bundled_folder() / "encoder-mae3d"
+        table = recipe(path)[1]
+        patterns = (*table.exclude, *(exclude or ()))
+        items = pack(data, table.spacing_mm[0], cache_folder(), exclude=patterns, say=typer.echo)
+        folder = verb(path, items, out, device=device, max_steps=max_steps, workers=workers, say=typer.echo)
+        typer.echo(f"encoder: {folder}")
 
 
 @app.command()
@@ -230,11 +303,23 @@ def _reported() -> Iterator[None]:
     except Exception as error:
         if os.environ.get("MEDSYNTH_DEBUG"):
             raise
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            typer.echo("E-DISK: no space is left on the disk\n  remedy: free some and run the command again: it goes on", err=True)
+            raise typer.Exit(Exit.INPUT) from None
         typer.echo(
             f"E-BUG: {type(error).__name__}\n  remedy: this is a fault of medsynth; MEDSYNTH_DEBUG=1 shows where, please report it",
             err=True,
         )
         raise typer.Exit(Exit.BUG) from None
+
+
+def _check_pairs(card: Any, data: Path) -> None:
+    from medsynth.verbs.check import render
+    from medsynth.verbs.learn import check_pairs
+
+    report = check_pairs(card, data, typer.echo)
+    _print(*render(report))
+    raise typer.Exit(report.exit)
 
 
 def _choices(trust: str, series: str, volume: int | None, allow_gaps: bool) -> Any:

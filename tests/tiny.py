@@ -40,11 +40,18 @@ training = ["01", "02"]
 validation = ["03"]
 steps = 8
 batch = 1
+accumulate = 1
+ema = 0.998
+learning_rate = 1e-3
+texture = false
+patience = 0
 seed = 0
 warmup_steps = 2
 precision = "32-true"
 validate_every = 4
 validation_pairs = 3
+keep = "last"
+pictures_every = 0
 """
 
 

@@ -6,7 +6,7 @@ import tiny
 import torch
 
 from medsynth.generators import build
-from medsynth.verbs.train import write_model
+from medsynth.verbs.checkpoint import write_model
 from medsynth.zoo import read_card
 
 LINES = {"spacing_mm": "[4.0, 4.0, 4.0]"}

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+
+PLACES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +34,13 @@ class Target:
 
     image: the target in network units. weight: how much each voxel counts (0 where the target is unknown).
     shares: share of each class in a voxel, where the source knows it; else the generator derives it from the image.
+    place: where in the body the patch lies, as a number: height along z in PLACES steps. Drifting compares like with like by it.
     """
 
     image: Float[Tensor, "b 1 x y z"]
     weight: Float[Tensor, "b 1 x y z"]
     shares: Float[Tensor, "b k x y z"] | None = None
+    place: Int[Tensor, " b"] | None = None
 
     def to(self, device: torch.device | str) -> "Target":
         """The same target on another device."""
@@ -45,15 +49,31 @@ class Target:
 
 @runtime_checkable
 class Generator(Protocol):
-    """Learns by `losses`, answers by `sample`; both take the same condition."""
+    """Answers a condition in its own terms, which decode to an image; learns where the answer is compared with the target.
 
-    def losses(self, condition: Condition, target: Target) -> Mapping[str, Float[Tensor, ""]]:
-        """Each objective under its own name, already weighted; the training loop adds or coordinates them."""
+    Objectives meet at the answer: each gives its gradient there, and one backward pass leads their combination through the network.
+    """
+
+    def answer(self, condition: Condition) -> Float[Tensor, "b k x y z"]:
+        """What the network says, one evaluation."""
+        ...
+
+    def image(self, answer: Float[Tensor, "b k x y z"]) -> Float[Tensor, "b 1 x y z"]:
+        """The answer as an image in network units, differentiably: what drifting looks at."""
+        ...
+
+    def fidelity(self, answer: Float[Tensor, "b k x y z"], target: Target) -> Mapping[str, Float[Tensor, ""]]:
+        """The objectives that hold the answer to its own target, by name, already weighted: means over the samples."""
         ...
 
     def sample(self, condition: Condition, rng: torch.Generator | None = None) -> Float[Tensor, "b 1 x y z"]:
         """One image per condition, in network units. `rng` makes a generator with a noise input repeatable."""
         ...
+
+
+def place_of(centre: float, size: float) -> Int[Tensor, " 1"]:
+    """The `Target.place` of a patch whose centre lies at the height `centre` of a body that spans 0 to `size`."""
+    return torch.tensor([min(PLACES - 1, max(0, int(PLACES * centre / size)))])
 
 
 def _moved(record: Condition | Target, device: torch.device | str) -> dict[str, Tensor]:

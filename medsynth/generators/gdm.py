@@ -67,24 +67,28 @@ class GDM(nn.Module):
         """Patch sides must be multiples of this."""
         return self.net.stride
 
-    def losses(self, condition: Condition, target: Target) -> dict[str, Float[Tensor, ""]]:
-        """Cross-entropy against the class shares, and L1 in units of 1000 HU; each a weighted mean over voxels."""
-        logits = self._logits(condition)
+    def answer(self, condition: Condition) -> Float[Tensor, "b k x y z"]:
+        """Logits of the class shares."""
+        return self.net(condition.image.clamp(0, NETWORK_MAX)).float()
+
+    def image(self, answer: Float[Tensor, "b k x y z"]) -> Float[Tensor, "b 1 x y z"]:
+        """Expected value over the classes."""
+        return self._expectation(answer.softmax(1))
+
+    def fidelity(self, answer: Float[Tensor, "b k x y z"], target: Target) -> dict[str, Float[Tensor, ""]]:
+        """Cross-entropy against the class shares, and L1 in units of 1000 HU; weighted means over a sample's voxels, then over samples."""
         shares = class_shares(target.image, self.class_values) if target.shares is None else target.shares
-        weight = target.weight / target.weight.sum().clamp(min=1.0)
-        cross_entropy = logits.logsumexp(1, keepdim=True) - (shares * logits).sum(1, keepdim=True)  # shares sum to one
-        error_hu = (self._expectation(logits.softmax(1)) - target.image).abs() * CT().fit().half_width
+        weight = target.weight / target.weight.sum((1, 2, 3, 4), keepdim=True).clamp(min=1.0) / len(answer)
+        cross_entropy = answer.logsumexp(1, keepdim=True) - (shares * answer).sum(1, keepdim=True)  # shares sum to one
+        error_hu = (self.image(answer) - target.image).abs() * CT().fit().half_width
         return {
             "cross_entropy": (cross_entropy * weight).sum(),
             "l1": self.config.l1_weight * (error_hu * weight).sum() / 1000,
         }
 
     def sample(self, condition: Condition, rng: torch.Generator | None = None) -> Float[Tensor, "b 1 x y z"]:
-        """Expected value over the classes; one evaluation. Deterministic: there is no noise input, `rng` is not drawn from."""
-        return self._expectation((self._logits(condition) * self.config.sharpness).softmax(1))
-
-    def _logits(self, condition: Condition) -> Float[Tensor, "b k x y z"]:
-        return self.net(condition.image.clamp(0, NETWORK_MAX)).float()
+        """Expected value over the sharpened shares; one evaluation. Deterministic: there is no noise input, `rng` is not drawn from."""
+        return self.image(self.answer(condition) * self.config.sharpness)
 
     def _expectation(self, shares: Float[Tensor, "b k x y z"]) -> Float[Tensor, "b 1 x y z"]:
         return torch.einsum("bkxyz,k->bxyz", shares, self.class_values)[:, None]

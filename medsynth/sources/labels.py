@@ -4,6 +4,8 @@ The idea is SynthSeg's and SynthSR's (Billot 2023; Iglesias 2021): what varies i
 for each scanner. Everything random about a pair is drawn first, into a record; `render` is then a function of the record alone.
 """
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,12 +15,13 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
-from medsynth.core.generator import Condition, Target
+from medsynth.core.generator import Condition, Target, place_of
 from medsynth.core.quantity import CT, MR
 from medsynth.sources.contrast import Contrast, draw_contrast
 from medsynth.sources.deform import Deformation, coordinates, draw_deformation, place
 from medsynth.sources.degrade import Degradation, Patch, degrade, draw_degradation
 from medsynth.sources.packed import DEPTH_UNIT_MM, Head, load_heads
+from medsynth.sources.texture import add_texture
 from medsynth.sources.tissues import BRAIN, COUNT, HU_RANGE, INDEX, NETWORK_CLASS
 
 CLASSES = int(NETWORK_CLASS.max()) + 1
@@ -53,18 +56,29 @@ class Recipe(NamedTuple):
 
 
 class LabelPairs:
-    """Pairs by step. training: any pose and contrast; otherwise heads as they are, mean HU, kinds T1, T2, FLAIR in turn."""
+    """Pairs by step. training: any pose and contrast; otherwise heads as they are, mean HU, kinds T1, T2, FLAIR in turn.
 
-    def __init__(self, folder: Path, names: tuple[str, ...], *, cache: Path, patch: Patch, spacing_mm: float, seed: int) -> None:
+    texture: whether the CT has a scanner's noise and the tissues' unevenness, so that there is realism to learn.
+    """
+
+    def __init__(
+        self, folder: Path, names: tuple[str, ...], *, cache: Path, patch: Patch, spacing_mm: float, seed: int, texture: bool = False
+    ) -> None:
         self.heads = load_heads(folder, names, cache=cache)
         self.patch = patch
         self.spacing_mm = spacing_mm
         self.seed = seed
+        self.texture = texture
+
+    @property
+    def digest(self) -> str:
+        """Identifies the heads."""
+        return hashlib.blake2b(b"".join(head.tissue.tobytes() for head in self.heads), digest_size=16).hexdigest()
 
     def training_pair(self, step: int, device: torch.device) -> tuple[Condition, Target]:
         """The pair of a step, batch of one."""
         recipe = draw_training(np.random.default_rng((self.seed, step)), self.heads, self.patch, self.spacing_mm)
-        return render(recipe, self.heads[recipe.head], self.patch, device)
+        return self._rendered(recipe, device)
 
     def validation_pair(self, index: int, device: torch.device) -> tuple[Condition, Target, str]:
         """A repeatable pair with its kind of contrast: heads in turn, then kinds, then places in the head."""
@@ -75,8 +89,12 @@ class LabelPairs:
         slack_mm = np.maximum(0, shape - np.array(self.patch) * self.spacing_mm) / 2
         centre_mm = shape / 2 + rng.uniform(-1, 1, 3) * slack_mm
         recipe = draw_plain(rng, head, kind, place(centre_mm, self.spacing_mm), self.patch, self.spacing_mm)
-        condition, target = render(recipe, self.heads[head], self.patch, device)
-        return condition, target, kind
+        return *self._rendered(recipe, device), kind
+
+    def _rendered(self, recipe: Recipe, device: torch.device) -> tuple[Condition, Target]:
+        head = self.heads[recipe.head]
+        condition, target = render(recipe, head, self.patch, device)
+        return condition, textured(target, recipe, head, self.spacing_mm) if self.texture else target
 
 
 def draw_training(rng: np.random.Generator, heads: list[Head], patch: Patch, spacing_mm: float) -> Recipe:
@@ -132,8 +150,33 @@ def render(recipe: Recipe, head: Head, patch: Patch, device: torch.device) -> tu
     weight = torch.where(tissue > 0, 1.0, OUTSIDE_WEIGHT) * view
     return (
         Condition(image=(scale.encode(image) * recipe.degradation.gain)[None, None].float()),
-        Target(image=CT().fit().encode(_mean_of(hu, tissues))[None, None], weight=weight[None, None], shares=_shares(tissues)[None]),
+        Target(
+            image=CT().fit().encode(_mean_of(hu, tissues))[None, None],
+            weight=weight[None, None],
+            shares=_shares(tissues)[None],
+            place=place_of(float(recipe.deformation.centre[2]), head.tissue.shape[2]).to(device),
+        ),
     )
+
+
+def textured(target: Target, recipe: Recipe, head: Head, spacing_mm: float) -> Target:
+    """The pair's target with texture, which the recipe's seed decides. The tissues' shares stay what they are."""
+    _, _, *patch = target.image.shape
+    device = target.image.device
+    tissue = tissue_map(recipe, head, (patch[0], patch[1], patch[2]), device)
+    rng = torch.Generator(device=device).manual_seed(recipe.noise_seed + 1)
+    scale = CT().fit()
+    ct_hu = add_texture(scale.decode(target.image[0, 0]), tissue, rng, spacing_mm)
+    return replace(target, image=scale.encode(ct_hu)[None, None])
+
+
+def tissue_map(recipe: Recipe, head: Head, patch: Patch, device: torch.device) -> Int[Tensor, "x y z"]:
+    """The tissue in the middle of each voxel of `render`'s pair, index into TISSUES: what `texture.add_texture` needs."""
+    rng = torch.Generator(device=device).manual_seed(recipe.noise_seed)
+    points = coordinates(recipe.deformation, patch, device)
+    fat = _fat(recipe, head, points, rng)
+    volume = torch.from_numpy(head.tissue).to(device)
+    return _changed(_lookup(volume, points).long(), points, fat, recipe)
 
 
 _BRAIN_TISSUES = tuple(int(i) for i in np.flatnonzero(NETWORK_CLASS == BRAIN))

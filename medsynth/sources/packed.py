@@ -4,6 +4,7 @@ A packed head is a uint8 map of tissues in RAS+ at 1 mm and the depth of each vo
 """
 
 import hashlib
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,7 +63,7 @@ def _load(path: Path, cache: Path) -> Head:
         image = nib.as_closest_canonical(nib.load(path))
         head = pack(np.asarray(image.dataobj).astype(np.int64))
         cache.mkdir(parents=True, exist_ok=True)
-        partial = packed.with_suffix(".part.npz")
+        partial = packed.with_suffix(f".{os.getpid()}.part.npz")
         np.savez_compressed(partial, tissue=head.tissue, depth=head.depth)
         partial.replace(packed)
     return _read(packed)

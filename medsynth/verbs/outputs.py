@@ -91,9 +91,9 @@ def describe_dataset(out: Path, task: Task) -> None:
 
 
 def fingerprint(found: folder.Found, mask: folder.Found | None, model: Model, settings: "Settings") -> str:
-    """What decides the output: the scan's bytes, the mask's, the model, the settings and this version."""
+    """What decides the output: the scan's bytes, the mask's, the model with its configuration, the settings and this version."""
     digest = hashlib.sha256()
-    for part in (__version__, _sha256_of(model), json.dumps(described(settings), sort_keys=True)):
+    for part in (__version__, _sha256_of(model), _recipe(model, settings)):
         digest.update(part.encode())
     for path in (*found.files, *(mask.files if mask else ())):
         digest.update(path.read_bytes())
@@ -183,7 +183,7 @@ def _write_volume(output: Volume, path: Path, model: Model, settings: "Settings"
             path,
             model=f"{model.card.name} {model.card.version}",
             model_sha256=_sha256_of(model),
-            settings=json.dumps(described(settings), sort_keys=True),
+            settings=_recipe(model, settings),
             allow_burned_in=settings.allow_burned_in,
         )
 
@@ -191,6 +191,12 @@ def _write_volume(output: Volume, path: Path, model: Model, settings: "Settings"
 def _write_text(path: Path, text: str) -> None:
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def _recipe(model: Model, settings: "Settings") -> str:
+    """What was asked for, and how the card builds the model: the same weights under another configuration give another CT."""
+    built = model.card.model_dump(mode="json", include={"task", "generator", "config", "grid"})
+    return json.dumps({**described(settings), **built}, sort_keys=True)
 
 
 def _sha256_of(model: Model) -> str:

@@ -1,84 +1,126 @@
-"""Trains a generator by its card: one loop for every task, on one device (Lightning Fabric).
+"""Trains a generator by its card: one loop for every task, on one device or, under torchrun, on several (Lightning Fabric).
 
-A step draws its pair from the step's number, so a run that was killed goes on from its last checkpoint to the same weights as one that
-was not. The folder of the run holds `checkpoint.pt`, `log.csv`, TensorBoard events and `model/`, which `--model` takes at any time.
+A step draws its pairs from the step's number, so a run that was killed goes on from its last checkpoint to the same weights as one that
+was not. The folder of the run holds `checkpoint.pt`, `log.csv`, TensorBoard events, sample pictures and `model/`, which `--model` takes at
+any time.
 """
 
 import copy
-import hashlib
+import logging
 import math
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
-from medsynth.core.errors import UsageError
-from medsynth.core.generator import Condition, Generator, Target
 from medsynth.core.quantity import CT
 from medsynth.generators import build
-from medsynth.sources.labels import LabelPairs
+from medsynth.objectives.drifting import Drifting
+from medsynth.sources import Source
+from medsynth.verbs import checkpoint, picture
 from medsynth.verbs.device import resolve
+from medsynth.verbs.loader import Batch, Span, batches
+from medsynth.verbs.step import Answering, backward, insist_finite
 from medsynth.verbs.trainlog import TrainLog
-from medsynth.zoo import CARD, WEIGHTS, Card, TrainTable, read_card
+from medsynth.verbs.validation import draw_sample, score, validate
+from medsynth.zoo import Card, TrainTable
 
-CHECKPOINT = "checkpoint.pt"
 Say = Callable[[str], None]
+CALIBRATION = 10**8  # numbers of the pairs that set the feature bank's units: far from those of training
 
 
-def train(
-    card_path: Path, data: Path, out: Path, *, device: str = "auto", max_steps: int | None = None, workers: int = 1, say: Say = print
-) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run is made of, beside its card.
+
+    fabric: launched (`launch`). training, validation: sources. data: what identifies them, for the checkpoint. start: weights to begin
+    with. encoder: for drifting; frozen.
+    """
+
+    fabric: Fabric
+    training: Source
+    validation: Source
+    data: str = ""
+    start: dict[str, Tensor] | None = None
+    encoder: nn.Module | None = None
+    max_steps: int | None = None
+    workers: int = 1
+    say: Say = print
+
+
+def train(card: Card, run: Run, out: Path) -> Path:
     """Trains until the card's last step (or `max_steps`), from the last checkpoint in `out` if there is one.
 
-    Returns the folder of the trained model. Raises UsageError E-CARD if the card has no [train] table or `out` holds another card's run.
+    Returns the folder of the trained model. Raises UsageError E-CARD if `out` holds another card's run, E-CHECKPOINT, E-DIVERGED, E-DISK.
     """
-    card = read_card(card_path / CARD if card_path.is_dir() else card_path)
-    if card.train is None:
-        raise UsageError("E-CARD", f"the card of {card.name} has no [train] table", remedy="add one: docs/cards.md lists its keys")
-    if len(set(card.grid.spacing_mm)) > 1:
-        raise UsageError("E-CARD", "the label source draws on one spacing for all axes", remedy="give spacing_mm three equal values")
     table = card.train
-    fabric = _fabric(device, table)
+    assert table is not None
+    fabric = run.fabric
+    print_ = checkpoint.fingerprint(card, run.data)
+    stored = checkpoint.load(out, print_)
+    last = min(table.steps, run.max_steps or table.steps)
+    if stored is not None and (stored["step"] >= last or stored["stopped"]):
+        return out / "model"
+    if table.drift is not None and last <= table.drift.warmup_steps:
+        run.say(f"this run ends before step {table.drift.warmup_steps + 1}, where drifting begins")
     torch.manual_seed(table.seed)
-    objective = _Objective(build(card.generator, card.config).to(memory_format=torch.channels_last_3d))
-    ema = _copy(objective)
-    optimizer = torch.optim.AdamW(objective.parameters(), lr=table.learning_rate, betas=table.betas, weight_decay=table.weight_decay)
-    model, optimizer = fabric.setup(objective, optimizer)
-    ema.to(fabric.device)
-    out.mkdir(parents=True, exist_ok=True)
-    state = {"model": objective, "ema": ema, "optimizer": optimizer, "step": 0, "card": _fingerprint(card)}
-    first = _resume(fabric, out, state, card)
-    pairs = _source(card, data, table.training)
-    held_out = _source(card, data, table.validation)
-    last = min(table.steps, max_steps or table.steps)
-    log = TrainLog(out, first_step=first, total=last, say=say)
-    for step, (condition, target) in _batches(pairs, table, fabric, first, last, workers):
-        started = time.perf_counter()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(table, step)
-        losses = model(vars(condition), vars(target))
-        fabric.backward(torch.stack(list(losses.values())).sum())
-        norm = fabric.clip_gradients(model, optimizer, max_norm=table.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        _average(ema, objective, min(table.ema, (step + 1) / (step + 10)))
-        log.step(
-            step + 1,
-            {k: v.item() for k, v in losses.items()}
-            | {"grad_norm": 0.0 if norm is None else norm.item(), "lr": learning_rate(table, step)},
-            time.perf_counter() - started,
-        )
-        if (step + 1) % table.validate_every == 0 or step + 1 == last:
-            log.validation(step + 1, validate(fabric, ema.generator, held_out, table.validation_pairs))
-            _save(fabric, out, state | {"step": step + 1}, card)
-    log.close()
+    answering = Answering(build(card.generator, card.config).to(memory_format=torch.channels_last_3d))
+    if run.start is not None:
+        answering.generator.load_state_dict(run.start, strict=True)
+    ema = copy.deepcopy(answering).requires_grad_(False).eval().to(fabric.device)
+    optimizer = torch.optim.AdamW(answering.parameters(), lr=table.learning_rate, betas=table.betas, weight_decay=table.weight_decay)
+    model, optimizer = fabric.setup(answering, optimizer)
+    state = _State(answering, ema, optimizer, _drifting(fabric, table, run, stored))
+    first = state.load(stored)
+    keeper = _Keeper(card, out, fabric, print_, best=math.inf if stored is None else stored["best"], stale=stored["stale"] if stored else 0)
+    with closing(TrainLog(out, first_step=first, total=last, say=run.say, enabled=fabric.is_global_zero)) as log:
+        if first == 0 and run.start is not None:
+            log.validation(0, _validated(fabric, ema.generator, run, table))
+        _steps(card, run, out, Span(first, last), model=model, state=state, keeper=keeper, log=log)
+    if state.drifting is not None:
+        run.say(state.drifting.describe())
     return out / "model"
+
+
+def _steps(card: Card, run: Run, out: Path, span: Span, *, model: Any, state: "_State", keeper: "_Keeper", log: TrainLog) -> None:
+    """The loop: update, average, log, and now and then draw, validate and keep."""
+    table, fabric, ema = card.train, run.fabric, state.ema
+    assert table is not None
+    for step, micro in batches(run.training, table, fabric, span, run.workers):
+        started = time.perf_counter()
+        figures = _update(fabric, model, state.optimizer, micro, state.drifting, table, step)
+        checkpoint.average(ema, state.model, min(table.ema, (step + 1) / (step + 10)))
+        log.step(step + 1, figures, time.perf_counter() - started)
+        if table.pictures_every and (step + 1) % table.pictures_every == 0 and fabric.is_global_zero:
+            drawn = draw_sample(fabric, ema.generator, run.validation, card.grid.spacing_mm, step + 1)
+            (out / "samples").mkdir(exist_ok=True)
+            picture.save(drawn, out / "samples" / f"step_{step + 1:06d}.png")
+        if (step + 1) % table.validate_every == 0 or step + 1 == span.last:
+            validation = _validated(fabric, ema.generator, run, table)
+            log.validation(step + 1, validation)
+            if keeper.keep(step + 1, validation, state):
+                run.say(f"stopped at step {step + 1}: no better for {table.patience} validations")
+                break
+
+
+def launch(device: str, table: TrainTable) -> Fabric:
+    """Fabric on one device, or on those of the processes that torchrun started."""
+    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)  # it announces the precision, which the card says
+    chosen = torch.device(resolve(device))
+    local, world = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    if world > 1:
+        fabric = Fabric(accelerator=chosen.type, devices=local, num_nodes=world // local, strategy="ddp", precision=table.precision)
+    else:
+        fabric = Fabric(accelerator=chosen.type, devices=[chosen.index or 0] if chosen.type == "cuda" else 1, precision=table.precision)
+    fabric.launch()
+    return fabric
 
 
 def learning_rate(table: TrainTable, step: int) -> float:
@@ -90,143 +132,95 @@ def learning_rate(table: TrainTable, step: int) -> float:
     return table.learning_rate * rising * falling
 
 
-@torch.no_grad()
-def validate(fabric: Fabric, generator: Generator, source: LabelPairs, count: int) -> dict[str, float]:
-    """MAE in HU inside the head and Dice of bone (> 250 HU), by kind of contrast, over `count` repeatable pairs."""
-    rows: dict[str, list[tuple[float, float]]] = {}
-    for index in range(count):
-        condition, target, kind = source.validation_pair(index, fabric.device)
+@dataclass
+class _State:
+    """What changes from step to step, and goes through a checkpoint."""
+
+    model: Answering
+    ema: Answering
+    optimizer: Any
+    drifting: Drifting | None
+
+    def load(self, stored: dict[str, Any] | None) -> int:
+        """From a checkpoint; the step to go on from."""
+        if stored is None:
+            return 0
+        for part, value in (("model", self.model), ("ema", self.ema), ("optimizer", self.optimizer)):
+            value.load_state_dict(stored[part])
+        return int(stored["step"])
+
+    def parts(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        parts: dict[str, Any] = {"model": self.model.state_dict(), "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return parts | ({} if self.drifting is None else {"drifting": self.drifting.state()})
+
+
+class _Keeper:
+    """Writes checkpoints, keeps the best or the last model, and says when to stop early."""
+
+    def __init__(self, card: Card, out: Path, fabric: Fabric, print_: str, *, best: float, stale: int) -> None:
+        assert card.train is not None
+        self._card, self._table, self._out, self._fabric, self._print = card, card.train, out, fabric, print_
+        self._best, self._stale = best, stale
+
+    def keep(self, step: int, validation: dict[str, float], state: _State) -> bool:
+        """Keeps what this step left; true if the run is over before its last step. Raises UsageError E-DIVERGED, and then keeps nothing."""
+        insist_finite(validation)
+        better = score(validation) < self._best
+        self._best = min(self._best, score(validation))
+        self._stale = 0 if better else self._stale + 1
+        stopped = 0 < self._table.patience <= self._stale
+        if self._fabric.is_global_zero:
+            if better or not self._table.keeps_best:
+                checkpoint.write_model(self._card, state.ema.generator, self._out / "model")
+            marks = {"step": step, "card": self._print, "best": self._best, "stale": self._stale, "stopped": stopped}
+            checkpoint.save(self._out, state.parts() | marks)  # last: with it the step counts as done
+        return stopped
+
+
+def _drifting(fabric: Fabric, table: TrainTable, run: Run, stored: dict[str, Any] | None) -> Drifting | None:
+    """The realism objective with its units: from the checkpoint, or from real features."""
+    if table.drift is None:
+        return None
+    assert run.encoder is not None
+    encoder = run.encoder.to(fabric.device)
+
+    def in_precision(ct_hu: Tensor) -> Any:
         with fabric.autocast():
-            predicted = generator.sample(condition)
-        rows.setdefault(kind, []).append(_scores(predicted.float(), target))
-    return {
-        f"{kind}_{name}": sum(row[i] for row in values) / len(values)
-        for kind, values in rows.items()
-        for i, name in enumerate(("mae_hu", "bone_dice"))
-    }
+            return encoder(ct_hu)
+
+    drifting = Drifting(in_precision, table.drift, batch=table.batch)
+    if stored is not None:
+        drifting.load(checkpoint.on(fabric.device, stored["drifting"]))
+    else:
+        pairs = (run.training.training_pair(CALIBRATION + i, fabric.device) for i in range(table.drift.calibration))
+        drifting.calibrate([CT().fit().decode(target.image.to(fabric.device)) for _, target in pairs])
+    return drifting
 
 
-class _Objective(nn.Module):
-    """The generator's losses as a forward call on plain dictionaries: Fabric's wrappers convert what they can see into."""
-
-    generator: Any
-
-    def __init__(self, generator: nn.Module) -> None:
-        super().__init__()
-        self.generator = generator
-
-    def forward(self, condition: dict[str, Any], target: dict[str, Any]) -> dict[str, Tensor]:
-        return self.generator.losses(Condition(**condition), Target(**target))
-
-
-class _Steps(Dataset[tuple[Condition, Target]]):
-    """Pairs by number for a loader. Workers always draw on the CPU."""
-
-    def __init__(self, source: LabelPairs, device: torch.device) -> None:
-        self.source = source
-        self.device = device
-
-    def __getitem__(self, index: int) -> tuple[Condition, Target]:
-        return self.source.training_pair(index, self.device)
+def _update(
+    fabric: Fabric, model: Any, optimizer: Any, micro: list[Batch], drifting: Drifting | None, table: TrainTable, step: int
+) -> dict[str, float]:
+    """One update of the weights from its micro-batches; the figures' means over them and over all processes."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(table, step)
+    rho = 0.0 if table.drift is None else table.drift.rho_at(step)
+    sums: dict[str, Tensor] = {}
+    for number, batch in enumerate(micro):
+        with fabric.no_backward_sync(model, enabled=number + 1 < len(micro)):
+            figures = backward(fabric, model, batch, drifting, rho, share=1 / len(micro))
+        for name, value in figures.items():
+            sums[name] = sums.get(name, torch.zeros_like(value)) + value / len(micro)
+    norm = fabric.clip_gradients(model, optimizer, max_norm=table.clip_norm, error_if_nonfinite=False)
+    insist_finite({"grad_norm": 0.0 if norm is None else norm.item()})
+    optimizer.step()
+    optimizer.zero_grad()
+    means: Any = fabric.all_reduce(torch.stack([value.float() for value in sums.values()]), reduce_op="mean")
+    of_step = {"grad_norm": 0.0 if norm is None else norm.item(), "lr": learning_rate(table, step)}
+    return dict(zip(sums, means.tolist(), strict=True)) | of_step | ({"rho": rho} if drifting is not None else {})
 
 
-def _fabric(device: str, table: TrainTable) -> Fabric:
-    chosen = torch.device(resolve(device))
-    devices: list[int] | int = [chosen.index or 0] if chosen.type == "cuda" else 1
-    fabric = Fabric(accelerator=chosen.type, devices=devices, precision=table.precision)
-    fabric.launch()
-    return fabric
-
-
-def _source(card: Card, data: Path, names: tuple[str, ...]) -> LabelPairs:
-    assert card.train is not None
-    cache = Path(platformdirs.user_cache_dir("medsynth")) / "packed"
-    return LabelPairs(data, names, cache=cache, patch=card.grid.patch, spacing_mm=card.grid.spacing_mm[0], seed=card.train.seed)
-
-
-def _batches(
-    source: LabelPairs, table: TrainTable, fabric: Fabric, first: int, last: int, workers: int
-) -> Iterator[tuple[int, tuple[Condition, Target]]]:
-    """(step, batch) from `first`. A GPU draws its own pairs; for the CPU a worker draws ahead."""
-    on_device = fabric.device.type == "cuda" or workers == 0
-    dataset = _Steps(source, fabric.device if on_device else torch.device("cpu"))
-    order = range(first * table.batch, last * table.batch)
-    loader = DataLoader(dataset, batch_size=table.batch, sampler=order, collate_fn=_joined, num_workers=0 if on_device else workers)
-    for step, (condition, target) in enumerate(loader, start=first):
-        yield step, (condition.to(fabric.device), target.to(fabric.device))
-
-
-def _joined(pairs: list[tuple[Condition, Target]]) -> tuple[Condition, Target]:
-    conditions, targets = zip(*pairs, strict=True)
-    return Condition(**_cat(conditions)), Target(**_cat(targets))
-
-
-def _cat(records: tuple[Any, ...]) -> dict[str, Tensor]:
-    return {k: torch.cat([getattr(r, k) for r in records]) for k, v in vars(records[0]).items() if v is not None}
-
-
-def _copy(objective: _Objective) -> _Objective:
-    return copy.deepcopy(objective).requires_grad_(False).eval()
-
-
-@torch.no_grad()
-def _average(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-
-
-def _scores(predicted: Tensor, target: Target) -> tuple[float, float]:
-    head = target.weight == 1
-    got, wanted = (CT().fit().decode(x)[head] for x in (predicted, target.image))
-    bone_got, bone_wanted = got > 250, wanted > 250
-    dice = 2 * (bone_got & bone_wanted).sum() / (bone_got.sum() + bone_wanted.sum()).clamp(min=1)
-    return (got - wanted).abs().mean().item(), dice.item()
-
-
-def _fingerprint(card: Card) -> str:
-    """What a checkpoint must share with the card to be continued: the network and its data, not the number of steps."""
-    parts = card.model_dump_json(include={"generator", "config", "grid"}) + (
-        card.train.model_dump_json(include={"source", "training", "batch", "seed"}) if card.train else ""
-    )
-    return hashlib.sha256(parts.encode()).hexdigest()
-
-
-def _resume(fabric: Fabric, out: Path, state: dict[str, Any], card: Card) -> int:
-    path = out / CHECKPOINT
-    if not path.exists():
-        return 0
-    stored = torch.load(path, map_location=fabric.device, weights_only=True)
-    if stored["card"] != _fingerprint(card):
-        raise UsageError("E-CARD", f"{out.name} holds a run of another card", remedy="give another --out, or delete that folder")
-    for part in ("model", "ema", "optimizer"):
-        state[part].load_state_dict(stored[part])
-    return int(stored["step"])
-
-
-def _save(fabric: Fabric, out: Path, state: dict[str, Any], card: Card) -> None:
-    """Checkpoint and model folder, each under a temporary name first."""
-    if not fabric.is_global_zero:
-        return
-    parts = {k: v.state_dict() if hasattr(v, "state_dict") else v for k, v in state.items()}
-    write_model(card, state["ema"].generator, out / "model")
-    partial = out / (CHECKPOINT + ".part")
-    torch.save(parts, partial)
-    partial.replace(out / CHECKPOINT)  # last: with it the step counts as done
-
-
-def write_model(card: Card, generator: nn.Module, folder: Path) -> None:
-    """Weights in half precision and the card that describes them."""
-    import tomlkit
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    half = {k: v.detach().half().contiguous().cpu() for k, v in generator.state_dict().items()}
-    partial = folder / (WEIGHTS + ".part")
-    save_file(half, partial)
-    digest = hashlib.sha256(partial.read_bytes()).hexdigest()
-    text = tomlkit.dumps(
-        card.model_dump(mode="json", exclude_none=True, exclude={"metrics"}) | {"weights": {"file": WEIGHTS, "sha256": digest}}
-    )
-    card_partial = folder / (CARD + ".part")
-    card_partial.write_text(text, encoding="utf-8")
-    partial.replace(folder / WEIGHTS)
-    card_partial.replace(folder / CARD)
+def _validated(fabric: Fabric, generator: Any, run: Run, table: TrainTable) -> dict[str, float]:
+    """The first process measures; all get its figures, so that they stop together."""
+    figures = validate(fabric, generator, run.validation, table.validation_pairs) if fabric.is_global_zero else {}
+    return fabric.broadcast(figures)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
+from medsynth.core.errors import UsageError
 from medsynth.core.generator import Condition, Generator, Target
 from medsynth.core.quantity import CT
 from medsynth.generators import build
@@ -22,7 +23,7 @@ def test_gdm_keeps_the_generator_contract() -> None:
 
 
 def test_losses_are_finite_scalars_under_their_own_names() -> None:
-    losses = _tiny().losses(*_pair())
+    losses = _losses(_tiny(), *_pair())
     assert set(losses) == {"cross_entropy", "l1"}
     assert all(loss.shape == () and loss.isfinite() and loss > 0 for loss in losses.values())
 
@@ -30,7 +31,7 @@ def test_losses_are_finite_scalars_under_their_own_names() -> None:
 @pytest.mark.parametrize("name", ["cross_entropy", "l1"])
 def test_each_loss_alone_reaches_the_first_layer(name: str) -> None:
     generator = _tiny()
-    generator.losses(*_pair())[name].backward()
+    _losses(generator, *_pair())[name].backward()
     first = next(generator.parameters())
     assert first.grad is not None
     assert first.grad.abs().sum() > 0
@@ -50,21 +51,33 @@ def test_a_voxel_of_weight_zero_teaches_nothing() -> None:
 def test_a_pair_without_a_known_voxel_gives_zero_loss_and_no_gradient() -> None:
     generator, (condition, target) = _tiny(), _pair()
     blind = Target(image=target.image, weight=torch.zeros_like(target.weight))
-    assert all(loss == 0 for loss in generator.losses(condition, blind).values())
+    assert all(loss == 0 for loss in _losses(generator, condition, blind).values())
     assert not _gradient(generator, condition, blind).any()
+
+
+def test_every_sample_counts_alike_however_much_of_it_is_known() -> None:
+    """So that processes which share a batch out have the same mean as one."""
+    generator, (condition, target) = _tiny(), _pair()
+    sparse = target.weight.clone()
+    sparse[..., : SIDE // 2] = 0
+    alone = [_losses(generator, condition, Target(image=target.image, weight=weight)) for weight in (target.weight, sparse)]
+    both = Target(image=torch.cat([target.image] * 2), weight=torch.cat([target.weight, sparse]))
+    together = _losses(generator, Condition(image=torch.cat([condition.image] * 2)), both)
+    for name, value in together.items():
+        torch.testing.assert_close(value, (alone[0][name] + alone[1][name]) / 2)
 
 
 def test_weights_count_relative_to_their_sum() -> None:
     generator, (condition, target) = _tiny(), _pair()
     halved = Target(image=target.image, weight=target.weight / 2)
-    for whole, half in zip(*(generator.losses(condition, t).values() for t in (target, halved)), strict=True):
+    for whole, half in zip(*(_losses(generator, condition, t).values() for t in (target, halved)), strict=True):
         torch.testing.assert_close(whole, half)
 
 
 def test_l1_is_in_thousands_of_hu_times_its_weight() -> None:
     generator, (condition, target) = _tiny(l1_weight=3.0), _pair()
     error_hu = CT().fit().half_width * (generator.sample(condition) - target.image).abs().mean()
-    torch.testing.assert_close(generator.losses(condition, target)["l1"], 3 * error_hu / 1000)
+    torch.testing.assert_close(_losses(generator, condition, target)["l1"], 3 * error_hu / 1000)
 
 
 def test_cross_entropy_is_least_at_the_true_shares() -> None:
@@ -73,7 +86,7 @@ def test_cross_entropy_is_least_at_the_true_shares() -> None:
     shares = torch.tensor([0.1, 0.2, 0.05, 0.25, 0.2, 0.15, 0.05])
     target = Target(image=torch.zeros_like(condition.image), weight=torch.ones_like(condition.image), shares=_everywhere(shares))
     entropy = -(shares * shares.log()).sum()
-    at_truth, beside = (_constant(logits).losses(condition, target)["cross_entropy"] for logits in (shares.log(), (shares + 0.1).log()))
+    at_truth, beside = (_losses(_constant(logits), condition, target)["cross_entropy"] for logits in (shares.log(), (shares + 0.1).log()))
     torch.testing.assert_close(at_truth, entropy)
     assert beside > at_truth + 1e-3
 
@@ -82,7 +95,7 @@ def test_shares_of_the_source_go_before_those_read_off_the_image() -> None:
     generator, (condition, target) = _tiny(), _pair()
     derived = Target(image=target.image, weight=target.weight, shares=class_shares(target.image, generator.class_values))
     air = Target(image=target.image, weight=target.weight, shares=_everywhere(torch.eye(len(CLASS_HU))[0]))
-    read_off, given_same, given_air = (generator.losses(condition, t)["cross_entropy"] for t in (target, derived, air))
+    read_off, given_same, given_air = (_losses(generator, condition, t)["cross_entropy"] for t in (target, derived, air))
     assert read_off == given_same
     assert read_off != given_air
 
@@ -133,7 +146,7 @@ def test_a_few_steps_on_one_pair_lower_the_loss() -> None:
     optimizer = torch.optim.AdamW(generator.parameters(), lr=3e-3)
     totals = []
     for _ in range(15):
-        total = torch.stack(list(generator.losses(*pair).values())).sum()
+        total = torch.stack(list(_losses(generator, *pair).values())).sum()
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
@@ -150,7 +163,7 @@ def test_a_condition_and_a_target_move_whole() -> None:
 
 
 def test_an_unknown_key_of_the_config_is_named() -> None:
-    with pytest.raises(ValidationError, match="chanels"):
+    with pytest.raises(UsageError, match="chanels"):
         build("gdm", {"chanels": [8, 8, 16]})
 
 
@@ -179,9 +192,13 @@ def _pair() -> tuple[Condition, Target]:
     return Condition(image=noise * torch.where(bone, 0.2, 1.0)), Target(image=CT().fit().encode(hu), weight=torch.ones_like(noise))
 
 
+def _losses(generator: GDM, condition: Condition, target: Target) -> dict[str, Tensor]:
+    return generator.fidelity(generator.answer(condition), target)
+
+
 def _gradient(generator: GDM, condition: Condition, target: Target) -> Tensor:
     generator.zero_grad()
-    torch.stack(list(generator.losses(condition, target).values())).sum().backward()
+    torch.stack(list(_losses(generator, condition, target).values())).sum().backward()
     return torch.cat([p.grad.flatten().clone() for p in generator.parameters() if p.grad is not None])
 
 

@@ -24,6 +24,14 @@ def other_model(scans: Path, out: Path, model: Path) -> tuple[object, ...]:
     return ("--model", write_tiny_model(out.parent / "other", seed=1))
 
 
+def other_configuration(scans: Path, out: Path, model: Path) -> tuple[object, ...]:
+    """The same weights; the CT differs all the same."""
+    folder = shutil.copytree(model, out.parent / "sharper")
+    card = folder / "card.toml"
+    card.write_text(card.read_text(encoding="utf-8").replace("[config]\n", "[config]\nsharpness = 1.5\n", 1), encoding="utf-8")
+    return ("--model", folder)
+
+
 def other_window(scans: Path, out: Path, model: Path) -> tuple[object, ...]:
     return ("--model", model, "--window", "brain")
 
@@ -67,7 +75,8 @@ def damaged_sidecar(scans: Path, out: Path, model: Path) -> tuple[object, ...]:
 
 
 CHANGES = (
-    other_model, other_window, with_force, with_mask, told_to, other_scan, damaged_output, missing_output, missing_picture, damaged_sidecar,
+    other_model, other_configuration,
+    other_window, with_force, with_mask, told_to, other_scan, damaged_output, missing_output, missing_picture, damaged_sidecar,
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from medsynth.core.errors import ScanError, UsageError
 from medsynth.generators import build
 from medsynth.sources.packed import load_heads
 from medsynth.verbs import trainlog
-from medsynth.verbs.train import CHECKPOINT, learning_rate, train
+from medsynth.verbs.checkpoint import CHECKPOINT
+from medsynth.verbs.learn import Options, learn, recipe_of
+from medsynth.verbs.train import learning_rate
 
 Row = tuple[int, str, str]
 
@@ -25,7 +28,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from medsynth.verbs import trainlog
-from medsynth.verbs.train import train
+from medsynth.verbs.learn import Options, learn, recipe_of
 
 def say(line):
     print(line, flush=True)
@@ -34,7 +37,7 @@ def say(line):
 
 trainlog.SAY_EVERY = 2
 card, data, out = map(Path, sys.argv[1:])
-train(card, data, out, device="cpu", workers=0, say=say)
+learn(recipe_of("", card), data, out, Options(device="cpu", workers=0, say=say))
 """
 
 
@@ -80,7 +83,7 @@ def test_the_model_is_the_running_average(whole: Path) -> None:
 def test_the_log_holds_losses_and_validation_by_contrast(whole: Path) -> None:
     rows = _log(whole)
     figures = {name for _, name, _ in rows}
-    scores = {f"validation/{kind}_{score}" for kind in ("t1", "t2", "flair") for score in ("mae_hu", "bone_dice")}
+    scores = {f"validation/{kind}_{score}" for kind in ("t1", "t2", "flair") for score in ("mae_hu", "bone_dice", "sharpness")}
     assert figures == {"train/cross_entropy", "train/l1", "train/grad_norm", "train/lr"} | scores
     assert [step for step, name, _ in rows if name == "train/l1"] == [2, 4, 6, 8]
     assert [step for step, name, _ in rows if name == "validation/t1_mae_hu"] == [4, 8]
@@ -104,6 +107,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_end(whole: Path, data: Path, 
     _run_until_killed(card, data, tmp_path)
     assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["step"] == 4
     assert max(step for step, _, _ in _log(tmp_path)) == 6
+    time.sleep(1.1)  # TensorBoard orders its files by the second
     _run(card, data, tmp_path)
     _assert_same_run(whole, tmp_path)
     scalars = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -114,7 +118,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_end(whole: Path, data: Path, 
 def test_a_finished_run_is_left_alone(whole: Path, data: Path) -> None:
     before = {path: path.read_bytes() for path in (whole / CHECKPOINT, whole / "log.csv", whole / "model" / zoo.WEIGHTS)}
     said: list[str] = []
-    assert train(whole.parent / "card", data, whole, device="cpu", workers=0, say=said.append) == whole / "model"
+    assert learn(recipe_of("", whole.parent / "card"), data, whole, Options(device="cpu", workers=0, say=said.append)) == whole / "model"
     assert said == []
     assert {path: path.read_bytes() for path in before} == before
 
@@ -208,7 +212,7 @@ def _run(card: Path, data: Path, out: Path, *, max_steps: int | None = None, wor
     """A run that writes its means every two steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainlog, "SAY_EVERY", 2)
-        train(card, data, out, device="cpu", max_steps=max_steps, workers=workers, say=_quietly)
+        learn(recipe_of("", card), data, out, Options(device="cpu", max_steps=max_steps, workers=workers, say=_quietly))
 
 
 def _quietly(line: str) -> None:

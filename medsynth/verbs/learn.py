@@ -1,0 +1,248 @@
+"""What `medsynth train` and `finetune` stand on: from a folder and a card, or a task, to a run of `verbs.train`.
+
+A folder of pairs is checked and packed first; a folder of label maps is drawn from as it is.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+from lightning_fabric import Fabric
+from safetensors.torch import load_file
+
+from medsynth import tasks, zoo
+from medsynth.core.errors import UsageError
+from medsynth.core.recipe import DriftTable
+from medsynth.core.task import Task
+from medsynth.generators import build
+from medsynth.nets.frozen import FrozenEncoder
+from medsynth.objectives.drifting import insist_enough
+from medsynth.sources import Source
+from medsynth.sources.labels import LabelPairs
+from medsynth.verbs.checkpoint import make_folder
+from medsynth.verbs.encoders import load_encoder
+from medsynth.verbs.loader import own_share
+from medsynth.verbs.train import Run, launch, train
+from medsynth.zoo import Card, Data, Model, TrainTable
+
+# Pairs of real scans: regression first, then drifting, as GDM is trained; a batch of four, since drifting compares samples.
+FROM_PAIRS = TrainTable(
+    source="pairs",
+    steps=10_000,
+    batch=4,
+    learning_rate=4e-4,
+    warmup_steps=200,
+    validate_every=500,
+    drift=DriftTable(warmup_steps=5000, ramp_steps=1000),
+)
+FINETUNED: dict[str, Any] = {"steps": 2000, "batch": 4, "learning_rate": 1e-4, "warmup_steps": 100, "validate_every": 250}
+FINETUNED_DRIFT = DriftTable(warmup_steps=100, ramp_steps=400)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is for the run, not for the model."""
+
+    device: str = "auto"
+    max_steps: int | None = None
+    workers: int = 1
+    say: Callable[[str], None] = print
+
+
+def recipe_of(task: str, path: Path | None, *, name: str = "model") -> Card:
+    """The card at `path`, or one for training the task's default network anew on pairs. name: of the new model.
+
+    Raises UsageError E-CARD if the card has no [train] table.
+    """
+    if path is None:
+        return _recipe(zoo.find(tasks.get(task).model).card, name, FROM_PAIRS)
+    card = zoo.read_card(path / zoo.CARD if path.is_dir() else path)
+    if card.train is None:
+        raise UsageError("E-CARD", f"the card of {card.name} has no [train] table", remedy="add one: docs/cards.md lists its keys")
+    return card
+
+
+def check_pairs(card: Card, data: Path, say: Callable[[str], None]) -> Any:
+    """The report of `verbs.check` on pairs for a card. Raises UsageError E-CARD if the card does not take pairs."""
+    from medsynth.verbs.check import check
+
+    table, grid = card.train, card.grid
+    if table is None or table.source != "pairs":
+        raise UsageError("E-CARD", f"{card.name} draws from label maps; only pairs are checked", remedy='a card with source = "pairs"')
+    share, seed = table.validation_share, table.seed
+    return check(data, _task(card), grid.spacing_mm, grid.patch, cache=_cache("pairs"), share=share, seed=seed, say=say)
+
+
+def finetune(reference: str, data: Path, out: Path, options: Options, *, card: Path | None = None) -> Path:
+    """Trains a model further, with drifting, on pairs or on the label maps that its card names.
+
+    card: a recipe for it, with the model's generator, configuration and grid; by default short, with a small learning rate.
+    Raises UsageError E-CARD if the recipe is for another network.
+    """
+    model = zoo.find(reference)
+    base = model.card
+    if card is not None:
+        recipe = recipe_of("", card)
+        if (recipe.generator, recipe.config, recipe.grid) != (base.generator, base.config, base.grid):
+            raise UsageError("E-CARD", f"the recipe is for another network than {base.name}", remedy="copy generator, config and grid")
+    elif base.train is not None and _holds(data, base.train):
+        table = base.train.model_copy(update=FINETUNED | {"texture": True, "drift": FINETUNED_DRIFT})
+        recipe = _recipe(base, out.name, table, base.data)
+    else:
+        recipe = _recipe(base, out.name, FROM_PAIRS.model_copy(update=FINETUNED | {"drift": FINETUNED_DRIFT}))
+    return learn(recipe, data, out, options, start=model)
+
+
+def learn(card: Card, data: Path, out: Path, options: Options, *, start: Model | None = None) -> Path:
+    """Trains a card, which has a [train] table, on `data`. start: the model whose weights to begin with. Returns the model's folder.
+
+    What can be wrong with card, encoder and folder is found before the data is touched. Raises UsageError E-CARD, E-DRIFT, E-OUTPUT, and
+    what the data and training raise.
+    """
+    table = card.train
+    assert table is not None
+    _task(card)
+    weights = None if start is None else {name: value.float() for name, value in load_file(start.weights_file()).items()}
+    encoder, encoder_hash = _encoder(card)
+    _try(card, encoder)
+    fabric = launch(options.device, table)
+    own_share(table, fabric)
+    make_folder(out)
+    say = options.say if fabric.is_global_zero else _nothing
+    training, validation, digest = _labels(card, data) if table.source == "labels" else _pairs(card, data, fabric, say)
+    started_from = start.card.weights.sha256 if start is not None and start.card.weights is not None else ""
+    run = Run(
+        fabric=fabric,
+        training=training,
+        validation=validation,
+        data="|".join((digest, encoder_hash, started_from)),
+        start=weights,
+        encoder=encoder,
+        max_steps=options.max_steps,
+        workers=options.workers,
+        say=say,
+    )
+    return train(card, run, out)
+
+
+def _task(card: Card) -> Task:
+    if card.task not in tasks.TASKS:
+        raise UsageError("E-CARD", f"there is no task {card.task!r}", remedy=f"one of: {', '.join(tasks.TASKS)}")
+    return tasks.get(card.task)
+
+
+def _encoder(card: Card) -> tuple[FrozenEncoder | None, str]:
+    """The encoder that the card drifts with, and its hash; the batch is checked at once."""
+    table = card.train
+    if table is None or table.drift is None:
+        return None, ""
+    insist_enough(table.drift, table.batch)
+    model = zoo.find_encoder(table.drift.encoder)
+    return load_encoder(model, checkpoint=table.drift.checkpoint), model.card.weights.sha256 if model.card.weights else ""
+
+
+def _try(card: Card, encoder: FrozenEncoder | None) -> None:
+    """Raises UsageError E-CARD if the card's patch does not suit its network or its encoder, or the encoder lacks a stage."""
+    stride = build(card.generator, card.config).stride
+    if any(side % stride for side in card.grid.patch):
+        raise UsageError("E-CARD", f"grid.patch {card.grid.patch} does not suit the network", remedy=f"multiples of {stride}")
+    if encoder is None:
+        return
+    assert card.train is not None
+    assert card.train.drift is not None
+    try:
+        with torch.no_grad():
+            stages = encoder(torch.zeros(1, 1, *card.grid.patch))
+    except (RuntimeError, ValueError) as error:
+        cause = f"grid.patch {card.grid.patch} does not suit the encoder: {str(error).splitlines()[0]}"
+        raise UsageError("E-CARD", cause, remedy="sides that the encoder can halve at each of its stages") from None
+    if any(stage >= len(stages) for stage in card.train.drift.stages):
+        raise UsageError("E-CARD", f"the encoder has {len(stages)} stages", remedy=f"train.drift.stages from 0 to {len(stages) - 1}")
+
+
+def _labels(card: Card, data: Path) -> tuple[Source, Source, str]:
+    table = card.train
+    assert table is not None
+    if len(set(card.grid.spacing_mm)) > 1:
+        raise UsageError("E-CARD", "the label source draws on one spacing for all axes", remedy="give spacing_mm three equal values")
+    training, validation = (
+        LabelPairs(
+            data,
+            names,
+            cache=_cache("packed"),
+            patch=card.grid.patch,
+            spacing_mm=card.grid.spacing_mm[0],
+            seed=table.seed,
+            texture=table.texture,
+        )
+        for names in (table.training, table.validation)
+    )
+    return training, validation, training.digest
+
+
+def _pairs(card: Card, data: Path, fabric: Fabric, say: Callable[[str], None]) -> tuple[Source, Source, str]:
+    """Checked and packed by the first process of each machine; the others wait and find everything in the cache."""
+    from medsynth.scans.pairs import find_pairs, split  # these read scans, which training from a cache needs not
+    from medsynth.sources.paired import PairedScans
+    from medsynth.verbs.check import check, insist
+    from medsynth.verbs.pack import pack, unpacked
+
+    table = card.train
+    assert table is not None
+    task, spacing_mm, cache = _task(card), card.grid.spacing_mm, _cache("pairs")
+    cases = find_pairs(data, source=task.source.name, target=task.target.name)
+    sides = split(cases, share=table.validation_share, seed=table.seed)
+    if fabric.local_rank == 0 and unpacked(cases, spacing_mm, task, cache):
+        share, seed = table.validation_share, table.seed
+        report = check(data, task, spacing_mm, card.grid.patch, cache=cache, share=share, seed=seed, say=say)
+        insist(report)
+        for one in report.suspicions:
+            say(f"suspicious: {one.case}: {one.cause}")
+        pack(cases, spacing_mm, task, cache, say)
+    fabric.barrier()
+    files = [tuple(pack(side, spacing_mm, task, cache, _nothing)) for side in sides]
+    say(f"{len(sides[0])} pairs to learn from, {len(sides[1])} set aside, by patient")
+    training, validation = (PairedScans(paths, patch=card.grid.patch, spacing_mm=spacing_mm, seed=table.seed) for paths in files)
+    names = "|".join(path.name for paths in files for path in paths)
+    return training, validation, hashlib.sha256(names.encode()).hexdigest()
+
+
+def _recipe(base: Card, name: str, table: TrainTable, data: Data | None = None) -> Card:
+    """A card for a new model on the network of another; what the other one's weights were measured and licensed for does not carry over."""
+    given = Data(training="pairs given by the user", validation="patients set aside by the [train] table", licence="the user's own")
+    return base.model_copy(
+        update={
+            "name": _slug(name),
+            "version": "0",
+            "summary": f"{base.task}, trained by the user",
+            "weights": None,
+            "metrics": (),
+            "data": data or given,
+            "train": table,
+        }
+    )
+
+
+def _slug(name: str) -> str:
+    """A folder's name as a card may have it."""
+    letters = "".join(c if c.isascii() and (c.isalnum() or c in ".-") else "-" for c in name.lower()).strip(".-")
+    return letters or "model"
+
+
+def _holds(data: Path, table: TrainTable) -> bool:
+    """Whether a folder has the label maps of a card."""
+    endings = (".nii", ".nii.gz", ".npz")
+    stems = {path.name.split(".")[0].split("-")[0] for path in data.glob("*") if path.name.endswith(endings)}
+    return table.source == "labels" and all(any(stem == n or stem.rsplit("_", 1)[-1] == n for stem in stems) for n in table.training)
+
+
+def _cache(name: str) -> Path:
+    return Path(platformdirs.user_cache_dir("medsynth")) / name
+
+
+def _nothing(line: str) -> None:
+    """For processes that are not the first."""
