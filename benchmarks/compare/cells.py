@@ -111,7 +111,7 @@ def _cell(run: Run, name: str, seed: int, pairs: dict[str, Pairs], judge: judges
         "weights_of_step": trained.best_step,
         "selection": "best validation MAE" if method.keeps_best else "last",
         "parameters": sum(p.numel() for p in trained.network.parameters()),
-        "encoder": str(run.encoder) if name.startswith("drift") else None,
+        "encoder": Path(run.encoder).name if name.startswith("drift") else None,
     }
     torch.save(trained.network.state_dict(), work / WEIGHTS)
     _write(result_path(run, name, seed), {"problem": run.problem, "seed": seed, **about, **_where(run), "rows": rows})
