@@ -69,16 +69,19 @@ class Metric(_Table):
 
 
 class TrainTable(_Table):
-    """How the model was, or will be, trained. `source` says where pairs come from; names are label maps.
+    """How the model was, or will be, trained. `source` says where pairs come from; names are label maps, or scans that are projected.
 
-    A source of pairs is split by patient: `validation_share` of them is set aside, at least one.
+    A source of pairs, and one of projected scans that names none, is split by patient: `validation_share` of them is set aside, at least one.
+    views, slices: of projected scans, the numbers of views to learn and the slices of a sample.
     """
 
-    source: Literal["labels", "pairs"]
+    source: Literal["labels", "pairs", "projected"]
     training: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
     validation_share: float = Field(default=0.15, gt=0, lt=1)
     texture: bool = False
+    views: tuple[Count, ...] = ()
+    slices: int = Field(default=1, gt=0)
     steps: int = Field(gt=0)
     batch: int = Field(default=1, gt=0)
     accumulate: int = Field(default=1, gt=0)
@@ -105,6 +108,10 @@ class TrainTable(_Table):
             raise ValueError("source labels needs the names of label maps in training and in validation")
         if self.source == "pairs" and (self.training or self.validation or self.texture):
             raise ValueError("source pairs takes its names from the folder, and its texture from the scans: leave them out")
+        if self.source == "projected" and (not self.views or bool(self.training) != bool(self.validation)):
+            raise ValueError("source projected needs views, and names of scans for both training and validation or for none")
+        if self.source != "projected" and (self.views or self.slices > 1):
+            raise ValueError("views and slices are of source projected alone")
         if self.drift is not None and self.drift.warmup_steps >= self.steps:
             raise ValueError("drift.warmup_steps leaves no step for drifting")
         return self

@@ -7,7 +7,8 @@
 Methods: early-stopped L1 and L1 + MS-SSIM, GAN, flow matching, diffusion, drifting without bank levels, without coordination, and complete.
 A cell (problem, method, seed) is one file under benchmarks/results/compare/SIZE; it is skipped where that is there, goes on from its last
 checkpoint in WORK after a kill, and is worked on by one process only: start one `run` a core, with OMP_NUM_THREADS=1. Size small takes two
-cores about 80 minutes; size large wants a GPU for a day. Problem head takes SynthSeg's label maps as --data.
+cores about 80 minutes; size large wants a GPU for a day. Problem head takes SynthSeg's label maps as --data, problem
+sparse a folder of CTs.
 """
 
 import argparse

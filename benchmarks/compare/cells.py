@@ -30,7 +30,6 @@ from .train import CHECKPOINT, Say, synthesize, train
 EXAMPLES = 4  # patches of the test set whose predictions stay in the work folder, for pictures
 WEIGHTS = "weights.pt"
 WARM_SEEDS = 1000  # added to a cell's seed: its own batches then differ from those of the warm start
-ANCHORS = ("again", "clean")  # "predictions" that need no training: fields of Pairs
 
 
 class Run(NamedTuple):
@@ -50,7 +49,7 @@ def prepare(run: Run) -> tuple[dict[str, Pairs], judges.Judge]:
     """Pairs and judge, from the work folder; drawn and trained first where they are not there."""
     size = SIZES[run.size]
     work = run.work / run.size
-    pairs = load(PROBLEMS[run.problem], run.problem, run.data, work, size)
+    pairs = load(PROBLEMS[run.problem].draw, run.problem, run.data, work, size)
     return pairs, judges.trained(pairs["training"], work / "judge" / run.problem, size, run.device)
 
 
@@ -119,11 +118,14 @@ def _cell(run: Run, name: str, seed: int, pairs: dict[str, Pairs], judge: judges
 
 
 def _anchors(run: Run, test: Pairs, judge: judges.Judge) -> None:
-    """Rows of what could be reached: the right anatomy with another draw of texture, and with none."""
+    """Rows of what could be reached, or is given."""
     path = result_path(run, "anchors", 0)
     if path.exists():
         return
-    rows = [{"method": name, "evaluations": 0, "figures": measure(getattr(test, name).astype(np.float32), test, judge)} for name in ANCHORS]
+    rows = [
+        {"method": name, "evaluations": 0, "figures": measure(of(test).astype(np.float32), test, judge)}
+        for name, of in PROBLEMS[run.problem].anchors.items()
+    ]
     _write(path, {"problem": run.problem, "seed": 0, **_where(run), "rows": rows})
 
 

@@ -29,4 +29,5 @@ TITLES = {
     "drift": "drift, complete",
     "again": "target with other texture",
     "clean": "target without texture",
+    "start": "consistent start, no network",
 }

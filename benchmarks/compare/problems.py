@@ -1,6 +1,22 @@
 """The problems on which methods are compared: one file and one line each."""
 
-from . import head
-from .problem import Draw
+from collections.abc import Callable
+from typing import NamedTuple
 
-PROBLEMS: dict[str, Draw] = {"head": head.draw}
+import numpy as np
+
+from . import head, sparse
+from .problem import Draw, Pairs
+
+
+class Problem(NamedTuple):
+    """anchors: "predictions" that need no training, by the name of their row: HU [n x y z]."""
+
+    draw: Draw
+    anchors: dict[str, Callable[[Pairs], np.ndarray]]
+
+
+PROBLEMS = {
+    "head": Problem(head.draw, {"again": lambda pairs: pairs.again, "clean": lambda pairs: pairs.clean}),
+    "sparse": Problem(sparse.draw, {"start": sparse.start_of}),
+}

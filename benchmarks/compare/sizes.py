@@ -36,8 +36,8 @@ SIZES = {
         training=600,
         validation=32,
         test=64,
-        warm_seconds=420,
-        seconds=240,
+        warm_seconds=600,
+        seconds=180,
         judge_seconds=180,
     ),
     "large": Size(

@@ -23,7 +23,7 @@ COLUMNS = (
     ("s a volume", "seconds_a_volume", 2),
     ("times L1's", "times_one_evaluation", 1),
 )
-ORDER = (*METHODS, "again", "clean")
+ORDER = (*METHODS, "start", "again", "clean")
 
 
 def table(folder: Path, size: str) -> str:

@@ -28,6 +28,7 @@ def drift_loss(
     temperatures: tuple[float, ...] = TEMPERATURES,
     floor: float = AFFINITY_FLOOR,
     self_distance: float = SELF_DISTANCE,
+    pair_distance: float = 0.0,
 ) -> tuple[Float[Tensor, " b"], dict[str, Tensor]]:
     """Loss of each problem, and figures of the whole batch; gradients go into `gen` alone.
 
@@ -35,7 +36,9 @@ def drift_loss(
     kernel exp(-distance / temperature), distances in units of their mean. floor: least product of the two softmaxes; 0 where the samples
     are tokens of one image, hundreds to a problem, or the floor turns the sharpest field into a difference of means. self_distance: added
     to each sample's distance to itself, in mean distances: a large one masks it. 0 where a sample's own target is among the positives:
-    with that near it, and itself masked, a sample would be driven off all others even at an exact match.
+    with that near it, and itself masked, a sample would be driven off all others even at an exact match. pair_distance: added to each
+    sample's distance to the positive of its own place in the list, its target in paired data: a large one, with a large self_distance,
+    leaves a field between the two distributions, which knows nothing of pairs.
 
     The figures: "scale", the mean weighted distance, and "rms_<temperature>", root mean square of the field before it is normalised. The
     loss itself does not fall as the samples converge (the field is normalised), these figures do. Scale and norm of the field are means
@@ -48,7 +51,9 @@ def drift_loss(
             others = torch.cat([gen32, neg32, pos.float()], dim=1)
             weights = torch.cat([_or_ones(weight_gen, gen32), _or_ones(weight_neg, neg32), _or_ones(weight_pos, pos)], dim=1)
             positives = slice(gen32.shape[1] + neg32.shape[1], None)
-            scale, distance = _normalised_distance(gen32, others, weights, self_distance)
+            scale, distance = _normalised_distance(gen32, others, weights)
+            distance.diagonal(dim1=1, dim2=2).add_(self_distance)
+            distance.diagonal(offset=positives.start, dim1=1, dim2=2).add_(pair_distance)
             unit = (scale / gen32.shape[2] ** 0.5).clamp(min=SCALE_FLOOR)
             apart = (others - others.mean(1, keepdim=True)) / unit  # the field knows differences only; small numbers keep their digits
             total = torch.zeros_like(gen32)
@@ -84,15 +89,13 @@ def field(
 
 
 def _normalised_distance(
-    gen: Float[Tensor, "b g d"], others: Float[Tensor, "b t d"], weights: Float[Tensor, "b t"], self_distance: float
+    gen: Float[Tensor, "b g d"], others: Float[Tensor, "b t d"], weights: Float[Tensor, "b t"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "b g t"]]:
-    """The mean weighted distance over the batch, and distances in its units, with `self_distance` added on the diagonal."""
+    """The mean weighted distance over the batch, and distances in its units."""
     # Differences first, then squares: |x|^2 + |y|^2 - 2xy loses what near neighbours differ by.
     distance = torch.cdist(gen, others, compute_mode="donot_use_mm_for_euclid_dist").clamp(min=SQUARED_DISTANCE_FLOOR**0.5)
     scale = (distance * weights[:, None]).mean() / weights.mean()
-    distance = distance / scale.clamp(min=SCALE_FLOOR)
-    distance.diagonal(dim1=1, dim2=2).add_(self_distance)
-    return scale, distance
+    return scale, distance / scale.clamp(min=SCALE_FLOOR)
 
 
 def _or_ones(weight: Float[Tensor, "b n"] | None, like: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:

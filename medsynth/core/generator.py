@@ -5,7 +5,7 @@ Axes are [b c x y z] throughout, b for batch and c for channel; space is RAS+ on
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -16,12 +16,19 @@ PLACES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """What a generator may look at. Absent parts are None, so that later generators widen nothing."""
+    """What a generator may look at. Absent parts are None, so that later generators widen nothing.
+
+    sinogram: line integrals of each slice along z, v views of d detector cells. acquisition: what they were measured with, one for the whole
+    batch (`physics.acquisition.Acquisition`). passes: evaluations of the network, for generators that take several.
+    """
 
     image: Float[Tensor, "b c x y z"]
     present: Float[Tensor, "b c"] | None = None
     mask: Float[Tensor, "b 1 x y z"] | None = None
     age: Float[Tensor, " b"] | None = None
+    sinogram: Float[Tensor, "b z v d"] | None = None
+    acquisition: Any = None
+    passes: int = 1
 
     def to(self, device: torch.device | str) -> "Condition":
         """The same condition on another device."""

@@ -9,6 +9,7 @@ from medsynth.core.errors import UsageError
 
 GENERATORS = {
     "gdm": "medsynth.generators.gdm",
+    "sparse-view": "medsynth.generators.sparse",
 }
 REMEDY = "docs/cards.md lists the settings"
 

@@ -31,6 +31,15 @@ def feature_maps(
     return {f"stage{i}/{level}": makers[level](stage.float()) for i, stage in enumerate(stages) for level in levels}
 
 
+def tiles(image: Float[Tensor, "b c x y z"], tile: tuple[int, int, int]) -> Float[Tensor, "t c i j k"]:
+    """The image cut into tiles, image by image; a rest at an axis' end is left out, an axis shorter than the tile repeats its voxels."""
+    for axis, side in enumerate(tile, 2):
+        if image.shape[axis] < side:
+            image = image.repeat_interleave(-(-side // image.shape[axis]), axis).narrow(axis, 0, side)
+        image = image.unfold(axis, side, side)  # tiles take the axis' place, their voxels a new last axis
+    return image.permute(0, 2, 3, 4, 1, 5, 6, 7).flatten(0, 3)
+
+
 def _global(f: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b 1 c2"]:
     return _moments(f, 1)
 

@@ -12,13 +12,12 @@ from medsynth.core.drift import drift_loss
 from medsynth.core.errors import UsageError
 from medsynth.core.generator import PLACES
 from medsynth.core.recipe import DriftTable
-from medsynth.objectives.bank import feature_maps
+from medsynth.objectives.bank import feature_maps, tiles
 from medsynth.objectives.queue import FeatureQueue, Maps
 
 FEWEST = 4  # generated samples to a problem: with fewer the field is nearly blind to how they are spread
-# Each sample's own target is among the positives, near it: were the sample masked from itself, it would be driven off all others instead of
-# towards its target (method notes: mask both or neither). docs/log.md has the figures.
-SELF_DISTANCE = 0.0
+# Added to the distance of a sample to itself and to its own target, in mean distances: both are then left out. See `DriftTable.masked`.
+MASKED_DISTANCE = 100.0
 SPREAD_FLOOR = 1e-4
 Encoder = Callable[[Float[Tensor, "b 1 x y z"]], Sequence[Float[Tensor, "b _ _ _ _"]]]
 
@@ -48,12 +47,15 @@ class Drifting:
         together; the loss itself does not.
         """
         with torch.no_grad():
-            real = self._maps(target_hu)
-        generated = self._maps(image_hu)
+            real = self._maps(self._samples(target_hu))
+        samples = self._samples(image_hu)
+        generated = self._maps(samples)
+        place = place.repeat_interleave(len(samples) // len(image_hu))
         shared_real, places = {name: _shared(value) for name, value in real.items()}, _shared(place)
         losses: list[Tensor] = []
         figures: dict[str, list[Tensor]] = {}
         kept: Maps = {}
+        masked = MASKED_DISTANCE if self.table.masked else 0.0
         for name, own in generated.items():
             everyone = _shared_with_gradient(own)
             kept[name] = everyone.detach()
@@ -64,7 +66,8 @@ class Drifting:
                 positives.transpose(0, 1),
                 None if negatives is None else negatives.transpose(0, 1),
                 temperatures=self.table.temperatures,
-                self_distance=SELF_DISTANCE,
+                self_distance=masked,
+                pair_distance=masked,
             )
             losses.append(loss.mean())
             for key, value in of_map.items():
@@ -77,7 +80,7 @@ class Drifting:
     def calibrate(self, targets_hu: Sequence[Float[Tensor, "b 1 x y z"]]) -> None:
         """Sets each channel's zero and unit to the mean and deviation of real features: channels then count alike in a distance."""
         self._units = {}
-        per_batch = [self._maps(target_hu) for target_hu in targets_hu]
+        per_batch = [self._maps(self._samples(target_hu)) for target_hu in targets_hu]
         for name in per_batch[0]:
             vectors = torch.cat([_shared(maps[name]) for maps in per_batch]).flatten(0, 1)
             self._units[name] = (vectors.mean(0), vectors.std(0, correction=0).clamp(min=SPREAD_FLOOR))
@@ -102,6 +105,10 @@ class Drifting:
         self._units = dict(state["units"])
         self._real.load(state["real"])
         self._generated.load(state["generated"])
+
+    def _samples(self, ct_hu: Float[Tensor, "b 1 x y z"]) -> Float[Tensor, "t 1 i j k"]:
+        """The patches themselves, or their tiles."""
+        return ct_hu if self.table.tile is None else tiles(ct_hu, self.table.tile).contiguous()
 
     def _maps(self, ct_hu: Float[Tensor, "b 1 x y z"]) -> Maps:
         stages = self._encoder(ct_hu)

@@ -268,6 +268,12 @@ def _folders(data: Path) -> Iterator[Path]:
         yield place
 
 
+def patient_of(path: Path, case: str) -> str:
+    """Whose scan lies at a path below the data: BIDS's `sub-X`, else the first folder, else the scan's own name."""
+    first = path.parts[0] if len(path.parts) > 1 else ""
+    return _subject(path.name) or first or case
+
+
 def _subject(name: str) -> str:
     """BIDS's `sub-X` at the beginning of a name, or ""."""
     match = re.match(r"sub-[A-Za-z0-9]+", name)

@@ -39,6 +39,20 @@ FROM_PAIRS = TrainTable(
     validate_every=500,
     drift=DriftTable(warmup_steps=5000, ramp_steps=1000),
 )
+# CTs and their own sinograms: slabs of four slices, regression, and drifting in tiles of them at the end.
+FROM_PROJECTIONS = TrainTable(
+    source="projected",
+    views=(18, 36, 72),
+    slices=4,
+    steps=20_000,
+    betas=(0.9, 0.99),
+    weight_decay=1e-3,
+    warmup_steps=100,
+    decay_share=0.9,
+    ema=0.999,
+    validate_every=1000,
+    drift=DriftTable(tile=(64, 64, 16), warmup_steps=18_000, ramp_steps=500),
+)
 FINETUNED: dict[str, Any] = {"steps": 2000, "batch": 4, "learning_rate": 1e-4, "warmup_steps": 100, "validate_every": 250}
 FINETUNED_DRIFT = DriftTable(warmup_steps=100, ramp_steps=400)
 
@@ -53,13 +67,15 @@ class Options:
     say: Callable[[str], None] = print
 
 
-def recipe_of(task: str, path: Path | None, *, name: str = "model") -> Card:
-    """The card at `path`, or one for training the task's default network anew on pairs. name: of the new model.
+def recipe_of(task: str, path: Path | None, *, name: str = "model", views: tuple[int, ...] = ()) -> Card:
+    """The card at `path`, or one for training the task's default network anew. name: of the new model. views: of projections, if not the
+    usual ones.
 
     Raises UsageError E-CARD if the card has no [train] table.
     """
     if path is None:
-        return _recipe(zoo.find(tasks.get(task).model).card, name, FROM_PAIRS)
+        table = FROM_PROJECTIONS if tasks.get(task).learns_from == "projections" else FROM_PAIRS
+        return _recipe(zoo.find(tasks.get(task).model).card, name, table.model_copy(update={"views": views} if views else {}))
     card = zoo.read_card(path / zoo.CARD if path.is_dir() else path)
     if card.train is None:
         raise UsageError("E-CARD", f"the card of {card.name} has no [train] table", remedy="add one: docs/cards.md lists its keys")
@@ -113,7 +129,7 @@ def learn(card: Card, data: Path, out: Path, options: Options, *, start: Model |
     own_share(table, fabric)
     make_folder(out)
     say = options.say if fabric.is_global_zero else _nothing
-    training, validation, digest = _labels(card, data) if table.source == "labels" else _pairs(card, data, fabric, say)
+    training, validation, digest = _sources(card, data, fabric, say)
     started_from = start.card.weights.sha256 if start is not None and start.card.weights is not None else ""
     run = Run(
         fabric=fabric,
@@ -154,14 +170,27 @@ def _try(card: Card, encoder: FrozenEncoder | None) -> None:
         return
     assert card.train is not None
     assert card.train.drift is not None
+    shape = card.train.drift.tile or card.grid.patch
     try:
         with torch.no_grad():
-            stages = encoder(torch.zeros(1, 1, *card.grid.patch))
+            stages = encoder(torch.zeros(1, 1, *shape))
     except (RuntimeError, ValueError) as error:
-        cause = f"grid.patch {card.grid.patch} does not suit the encoder: {str(error).splitlines()[0]}"
+        cause = f"{'grid.patch' if shape == card.grid.patch else 'train.drift.tile'} {shape} does not suit the encoder: {str(error).splitlines()[0]}"
         raise UsageError("E-CARD", cause, remedy="sides that the encoder can halve at each of its stages") from None
     if any(stage >= len(stages) for stage in card.train.drift.stages):
         raise UsageError("E-CARD", f"the encoder has {len(stages)} stages", remedy=f"train.drift.stages from 0 to {len(stages) - 1}")
+
+
+def _sources(card: Card, data: Path, fabric: Fabric, say: Callable[[str], None]) -> tuple[Source, Source, str]:
+    """Training, validation, and what identifies them."""
+    assert card.train is not None
+    match card.train.source:
+        case "labels":
+            return _labels(card, data)
+        case "pairs":
+            return _pairs(card, data, fabric, say)
+        case "projected":
+            return _projected(card, data, fabric, say)
 
 
 def _labels(card: Card, data: Path) -> tuple[Source, Source, str]:
@@ -209,6 +238,28 @@ def _pairs(card: Card, data: Path, fabric: Fabric, say: Callable[[str], None]) -
     training, validation = (PairedScans(paths, patch=card.grid.patch, spacing_mm=spacing_mm, seed=table.seed) for paths in files)
     names = "|".join(path.name for paths in files for path in paths)
     return training, validation, hashlib.sha256(names.encode()).hexdigest()
+
+
+def _projected(card: Card, data: Path, fabric: Fabric, say: Callable[[str], None]) -> tuple[Source, Source, str]:
+    """CTs, packed by the first process of each machine, and their own sinograms."""
+    from medsynth.sources.projected import ProjectedSlabs
+    from medsynth.verbs.packslices import pack, split
+
+    table = card.train
+    assert table is not None
+    names = (*table.training, *table.validation)
+    if fabric.local_rank == 0:
+        pack(data, _cache("slices"), names=names, say=say)
+    fabric.barrier()
+    stacks = pack(data, _cache("slices"), names=names, say=_nothing)
+    count = len(table.training)
+    sides = (stacks[:count], stacks[count:]) if names else split(data, stacks, share=table.validation_share, seed=table.seed)
+    say(f"{len(sides[0])} scans to learn from, {len(sides[1])} set aside, by patient")
+    size, batch = card.grid.patch[0], own_share(table, fabric)
+    training, validation = (
+        ProjectedSlabs(side, views=table.views, slices=table.slices, batch=batch, seed=table.seed, size=size) for side in sides
+    )
+    return training, validation, hashlib.sha256("|".join(stack.digest for side in sides for stack in side).encode()).hexdigest()
 
 
 def _recipe(base: Card, name: str, table: TrainTable, data: Data | None = None) -> Card:

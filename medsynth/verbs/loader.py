@@ -73,8 +73,11 @@ def _joined(pairs: list[Batch]) -> Batch:
     return Condition(**_cat(conditions)), Target(**_cat(targets))
 
 
-def _cat(records: tuple[Any, ...]) -> dict[str, Tensor]:
-    return {k: torch.cat([getattr(r, k) for r in records]) for k, v in vars(records[0]).items() if v is not None}
+def _cat(records: tuple[Any, ...]) -> dict[str, Any]:
+    """Tensors one after the other; what is none, the pairs of a batch have in common."""
+    return {
+        k: torch.cat([getattr(r, k) for r in records]) if isinstance(v, Tensor) else v for k, v in vars(records[0]).items() if v is not None
+    }
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:

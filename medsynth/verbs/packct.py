@@ -53,19 +53,19 @@ def pack(data: Sequence[Path], spacing_mm: float, cache: Path, *, exclude: Seque
 
 
 def _item(found: folder.Found, spacing_mm: float, cache: Path, packed: Say) -> Item:
-    path = cache / f"{_digest(found)}-{spacing_mm:g}mm-v{VERSION}.npz"
+    path = cache / f"{digest(found)}-{spacing_mm:g}mm-v{VERSION}.npz"
     if path.exists():
         return Item("ct", found.case, path)
     volume = folder.read(found, choices=folder.Choices())
     if _is_head_map(volume.array) and found.kind == "nifti":
         return Item("head", found.case, found.files[0])
-    _check(volume)
+    insist_ct(volume)
     write_packed(path, grid.to_card(volume, (spacing_mm, spacing_mm, spacing_mm)).array)
     packed(found.case)
     return Item("ct", found.case, path)
 
 
-def _check(volume: Volume) -> None:
+def insist_ct(volume: Volume) -> None:
     """Raises ScanError E-MODALITY for what is no CT, E-DIM for what is too thin to learn from."""
     low, high = np.percentile(volume.array[::2, ::2], (0.5, 99.5))
     if volume.origin.modality == "MR" or low > AIR_HU or high < BONE_HU:
@@ -83,7 +83,8 @@ def _is_head_map(array: np.ndarray) -> bool:
     return bool(labels.max() < len(table) and (table[labels] != 255).all() and SKULL in labels)
 
 
-def _digest(found: folder.Found) -> str:
+def digest(found: folder.Found) -> str:
+    """Names the bytes of a scan."""
     digest = hashlib.sha256()
     for file in found.files:
         digest.update(file.read_bytes())

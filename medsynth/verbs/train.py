@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from medsynth.core.quantity import CT
 from medsynth.generators import build
+from medsynth.nets.layout import channels_last
 from medsynth.objectives.drifting import Drifting
 from medsynth.sources import Source
 from medsynth.verbs import checkpoint, picture
@@ -71,7 +72,7 @@ def train(card: Card, run: Run, out: Path) -> Path:
     if table.drift is not None and last <= table.drift.warmup_steps:
         run.say(f"this run ends before step {table.drift.warmup_steps + 1}, where drifting begins")
     torch.manual_seed(table.seed)
-    answering = Answering(build(card.generator, card.config).to(memory_format=torch.channels_last_3d))
+    answering = Answering(channels_last(build(card.generator, card.config)))
     if run.start is not None:
         answering.generator.load_state_dict(run.start, strict=True)
     ema = copy.deepcopy(answering).requires_grad_(False).eval().to(fabric.device)

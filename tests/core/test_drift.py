@@ -186,12 +186,13 @@ def test_the_floor_makes_a_sharp_field_of_many_tokens_one_direction_for_all() ->
     assert alike[0.0] < 0.7
 
 
-def test_a_sample_with_its_own_target_is_carried_there_and_rests_there_only_unmasked() -> None:
+def test_a_sample_at_its_own_target_rests_if_both_are_masked_or_neither() -> None:
     """Masked from itself, a sample finds itself between its target, which is near, and the others, which are far: it flees them."""
     rng = torch.Generator().manual_seed(12)
     target = 10 * torch.randn(4, 1, 6, generator=rng).transpose(0, 1)
     off = 0.5 * torch.randn(target.shape, generator=rng)
     assert force(target, target, self_distance=0.0).abs().max() < 1e-4
+    assert force(target, target, self_distance=100.0, pair_distance=100.0).abs().max() < 1e-4
     assert force(target, target).abs().max() > 0.01
     toward = {d: torch.cosine_similarity(force(target + off, target, self_distance=d), -off, dim=2).mean() for d in (0.0, 100.0)}
     assert toward[0.0] > 0.9

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from medsynth.objectives.bank import feature_maps
+from medsynth.objectives.bank import feature_maps, tiles
 
 LEVELS = ("global", "local", "spatial")
 
@@ -54,3 +54,19 @@ def test_gradients_reach_the_stage_even_where_it_is_constant(level: str) -> None
     assert f.grad is not None
     assert f.grad.isfinite().all()
     assert f.grad.abs().sum() > 0
+
+
+def test_tiles_are_the_image_in_pieces_and_repeat_what_is_thin() -> None:
+    image = torch.arange(2 * 9 * 4 * 2.0).reshape(2, 1, 9, 4, 2)
+    cut = tiles(image, (4, 4, 4))
+    assert cut.shape == (4, 1, 4, 4, 4)  # the ninth row is left out
+    assert torch.equal(cut[1, 0, :, :, ::2], image[0, 0, 4:8])
+    assert torch.equal(cut[2, 0, :, :, 0], cut[2, 0, :, :, 1])
+    assert torch.equal(cut[2, 0, :, :, ::2], image[1, 0, :4])
+
+
+def test_gradients_flow_through_tiles_to_each_voxel_as_often_as_it_is_shown() -> None:
+    image = torch.zeros(1, 1, 8, 4, 2, requires_grad=True)
+    tiles(image, (4, 4, 4)).sum().backward()
+    assert image.grad is not None
+    assert (image.grad == 2).all()

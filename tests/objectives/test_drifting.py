@@ -11,7 +11,7 @@ from medsynth.core.errors import UsageError
 from medsynth.core.recipe import DriftTable
 from medsynth.objectives.drifting import Drifting
 
-TABLE = DriftTable(queue=8, drawn=4, locations=16)
+TABLE = DriftTable(queue=8, drawn=4, generated_queue=0, locations=16)
 
 
 def encoder(ct_hu: Tensor) -> Sequence[Tensor]:
@@ -104,9 +104,10 @@ def test_a_smooth_image_gets_the_texture_of_real_ones() -> None:
     assert abs(image.mean() - 40) < 10
 
 
-def test_images_that_equal_their_targets_stay() -> None:
+@pytest.mark.parametrize("masked", [True, False])
+def test_images_that_equal_their_targets_stay(masked: bool) -> None:
     """Patches of different places differ much more from each other than from their own targets, as anatomy does."""
-    drifting = Drifting(encoder, TABLE.model_copy(update={"queue": 0}), batch=4)
+    drifting = Drifting(encoder, TABLE.model_copy(update={"queue": 0, "masked": masked}), batch=4)
     target = images(40) + 200 * torch.arange(4.0).reshape(4, 1, 1, 1, 1)
     drifting.calibrate([target])
     exact = target.clone().requires_grad_()
@@ -118,3 +119,12 @@ def test_stages_may_be_chosen() -> None:
     drifting = Drifting(encoder, TABLE.model_copy(update={"stages": (1,), "levels": ("global",)}), batch=4)
     drifting.calibrate([images(0)])
     assert "1 maps, 4 channels" in drifting.describe()
+
+
+def test_tiles_of_one_patch_are_samples() -> None:
+    drifting = Drifting(encoder, TABLE.model_copy(update={"tile": (8, 8, 8), "queue": 0, "generated_queue": 64}), batch=1)
+    image = images(50, count=4).transpose(0, 2).reshape(1, 1, 8, 8 * 4, 8).requires_grad_()
+    loss, _ = drifting(image, images(51, count=4).transpose(0, 2).reshape(1, 1, 8, 8 * 4, 8), torch.tensor([2]))
+    loss.backward()
+    assert image.grad is not None
+    assert (image.grad.unflatten(3, (4, 8)).abs().sum((0, 1, 2, 4, 5)) > 0).all()

@@ -1,0 +1,185 @@
+"""Reconstruction without a network, batched over slices; images are mu in 1/mm, sinograms line integrals. TV is the one to beat.
+
+All of them descend on ||A x - b||^2 in the metric of SIRT: residuals are divided by each ray's length, corrections by each pixel's sum of
+lengths (Gregor and Benson 2008, IEEE TMI 27(7), 918-924). That step needs no line search and converges for any geometry.
+"""
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from medsynth.physics.ct import MU_WATER_PER_MM, Projector
+
+# Of mu / mu_water, by views: best PSNR and MAE over 10 slices of training scans, fan beam, i0 1e6, 256 x 256; about 0.0108 / views.
+TV_WEIGHT = {18: 0.0006, 36: 0.0003, 72: 0.00015}
+DUAL_STEP = 1.9 / 8  # below 2 / ||gradient||^2, which is 8 in two dimensions
+TINY = 1e-30
+
+
+def sirt(
+    operator: Projector, sinogram: Float[Tensor, "s v d"], iterations: int = 100, start: Float[Tensor, "s y x"] | None = None
+) -> Float[Tensor, "s y x"]:
+    """Simultaneous iterative reconstruction with x >= 0, from `start` or from 0."""
+    per_ray, per_pixel = _metric(operator, least_ray=1e-3, least_pixel=1e-3)
+    measured = per_ray * _slices_innermost(sinogram)
+    image = _started(operator, sinogram, start)
+    for _ in range(iterations):
+        image = _stepped(operator, image, measured, per_ray, per_pixel).clamp_(min=0)
+    return image
+
+
+def accelerated_sirt(
+    operator: Projector, sinogram: Float[Tensor, "s v d"], iterations: int = 30, start: Float[Tensor, "s y x"] | None = None
+) -> Float[Tensor, "s y x"]:
+    """SIRT with Nesterov's extrapolation and x >= 0 (FISTA; Beck and Teboulle 2009): 30 iterations do what 200 of SIRT do at 18 views."""
+    per_ray, per_pixel = _damped_metric(operator)
+    measured = per_ray * _slices_innermost(sinogram)
+    image = ahead = _started(operator, sinogram, start)
+    momentum = 1.0
+    for _ in range(iterations):
+        new = _stepped(operator, ahead, measured, per_ray, per_pixel).clamp_(min=0)
+        ahead, momentum = _extrapolated(image, new, momentum)
+        image = new
+    return image
+
+
+def total_variation(
+    operator: Projector,
+    sinogram: Float[Tensor, "s v d"],
+    weight: float,
+    iterations: int = 150,
+    *,
+    inner: int = 3,
+    start: Float[Tensor, "s y x"] | None = None,
+) -> Float[Tensor, "s y x"]:
+    """Least squares with isotropic total variation and x >= 0: FISTA in the SIRT metric (Beck and Teboulle 2009, IEEE TIP 18(11), 2419).
+
+    weight: of mu / mu_water, see `tv_weight`. inner: dual steps on the proximal problem in each iteration, which go on where those of the
+    iteration before stopped.
+    """
+    per_ray, per_pixel = _damped_metric(operator)
+    measured = per_ray * _slices_innermost(sinogram) / MU_WATER_PER_MM
+    image = ahead = _started(operator, sinogram, start) / MU_WATER_PER_MM
+    proximal = _TotalVariationProximal(image, weight)
+    momentum = 1.0
+    for _ in range(iterations):
+        new = proximal(_stepped(operator, ahead, measured, per_ray, per_pixel), inner)
+        ahead, momentum = _extrapolated(image, new, momentum)
+        image = new
+    return image * MU_WATER_PER_MM
+
+
+def tv_weight(views: int) -> float:
+    """The tuned weight for a number of views: between the tabulated ones a power law, beyond them inversely as the views."""
+    known = sorted(TV_WEIGHT)
+    for low, high in pairwise(known):
+        if low <= views <= high:
+            share = math.log(views / low) / math.log(high / low)
+            return TV_WEIGHT[low] ** (1 - share) * TV_WEIGHT[high] ** share
+    nearest = known[0] if views < known[0] else known[-1]
+    return TV_WEIGHT[nearest] * nearest / views
+
+
+def conjugate_gradient(
+    operator: Projector,
+    sinogram: Float[Tensor, "s v d"],
+    image: Float[Tensor, "s y x"],
+    iterations: int = 10,
+    *,
+    strength: float = 0.1,
+    weights: Float[Tensor, "s v d"] | None = None,
+) -> Float[Tensor, "s y x"]:
+    """The image x near `image` that agrees with the data: steps on ||A x - b||_W^2 + strength c ||x - image||^2, then x >= 0.
+
+    weights: W of each ray, such as its counts; 1 by default. c is a measure of the data term's own curvature, the mean of A' W A 1 over all
+    pixels divided by the pixels along a ray, so that `strength` has no unit. Few steps are the better part of the regularisation.
+    """
+    weights = torch.ones_like(sinogram) if weights is None else _slices_innermost(weights)
+    curvature = operator.adjoint(weights * operator.ray_lengths_mm).mean((1, 2), keepdim=True) / operator.grid.size
+    near = _slices_innermost(image)
+    change = torch.zeros_like(near)
+    residual = operator.adjoint(weights * (_slices_innermost(sinogram) - operator.forward(near)))
+    direction, square = residual, _inner(residual, residual)
+    for _ in range(iterations):
+        bent = operator.adjoint(weights * operator.forward(direction)) + strength * curvature * direction
+        step = square / _inner(direction, bent).clamp(min=TINY)
+        change, residual = change + step * direction, residual - step * bent
+        new_square = _inner(residual, residual)
+        direction, square = residual + new_square / square.clamp(min=TINY) * direction, new_square
+    return (near + change).clamp_(min=0)
+
+
+class _TotalVariationProximal:
+    """u = argmin 1/2 ||u - y||^2 + weight TV(u), u >= 0, by projected gradient steps on the dual field (Beck and Teboulle 2009).
+
+    The field, in units of the weight, is kept from call to call. It and the buffers are written in place: allocation would cost more than
+    the arithmetic.
+    """
+
+    def __init__(self, like: Float[Tensor, "s y x"], weight: float) -> None:
+        self.weight = weight
+        self.down, self.right, self.buffer = (torch.zeros_like(like) for _ in range(3))  # the last row and column of the field stay 0
+
+    def __call__(self, noisy: Float[Tensor, "s y x"], steps: int) -> Float[Tensor, "s y x"]:
+        if self.weight == 0:
+            return noisy.clamp_(min=0)
+        u = torch.empty_like(noisy)
+        step = DUAL_STEP / self.weight
+        for _ in range(steps):
+            self._primal(noisy, u)
+            self.down[:, :-1].add_(u[:, 1:], alpha=step).sub_(u[:, :-1], alpha=step)
+            self.right[:, :, :-1].add_(u[:, :, 1:], alpha=step).sub_(u[:, :, :-1], alpha=step)
+            torch.mul(self.down, self.down, out=self.buffer)
+            shrink = self.buffer.addcmul_(self.right, self.right).clamp_(min=1).rsqrt_()  # to length 1 where it is longer
+            self.down *= shrink
+            self.right *= shrink
+        return self._primal(noisy, u)
+
+    def _primal(self, noisy: Tensor, u: Tensor) -> Tensor:
+        """u for the field as it is: noisy + weight div(field), at least 0."""
+        torch.add(noisy, self.down, alpha=self.weight, out=u)
+        u[:, 1:].sub_(self.down[:, :-1], alpha=self.weight)
+        u.add_(self.right, alpha=self.weight)
+        u[:, :, 1:].sub_(self.right[:, :, :-1], alpha=self.weight)
+        return u.clamp_(min=0)
+
+
+def _stepped(operator: Projector, image: Tensor, measured: Tensor, per_ray: Tensor, per_pixel: Tensor) -> Tensor:
+    """image + per_pixel A'(measured - per_ray A image): one step of SIRT, `measured` being per_ray b."""
+    residual = torch.addcmul(measured, operator.forward(image), per_ray, value=-1)
+    return torch.addcmul(image, operator.adjoint(residual), per_pixel)
+
+
+def _extrapolated(old: Tensor, new: Tensor, momentum: float) -> tuple[Tensor, float]:
+    next_momentum = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
+    return torch.lerp(old, new, 1 + (momentum - 1) / next_momentum), next_momentum
+
+
+def _damped_metric(operator: Projector) -> tuple[Any, Any]:
+    """With extrapolation, rays that graze the image and pixels that few rays cross must not take long steps."""
+    return _metric(operator, least_ray=5.0, least_pixel=0.25 * operator.geometry.views)
+
+
+def _metric(operator: Projector, *, least_ray: float, least_pixel: float) -> tuple[Float[Tensor, "v d"], Float[Tensor, "y x"]]:
+    """Inverse lengths per ray and per pixel in 1/mm, lengths below so many pixels taken as that."""
+    pixel_mm = operator.grid.pixel_mm
+    ray, pixel = operator.ray_lengths_mm, operator.pixel_lengths_mm
+    return ray.clamp(min=least_ray * pixel_mm).reciprocal(), pixel.clamp(min=least_pixel * pixel_mm).reciprocal()
+
+
+def _started(operator: Projector, sinogram: Tensor, start: Tensor | None) -> Float[Tensor, "s y x"]:
+    size = operator.grid.size
+    return _slices_innermost(sinogram.new_zeros(len(sinogram), size, size, dtype=torch.float32) if start is None else start.float())
+
+
+def _slices_innermost(images: Float[Tensor, "s a b"]) -> Float[Tensor, "s a b"]:
+    """The same in the order of memory that the operator works in: all that is computed from it stays so, and nothing is copied."""
+    return images.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+
+
+def _inner(a: Tensor, b: Tensor) -> Float[Tensor, "s 1 1"]:
+    return (a * b).sum((1, 2), keepdim=True)

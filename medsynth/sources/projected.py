@@ -1,0 +1,263 @@
+"""Slabs of CT with their own sinograms: what a generator for few views learns from.
+
+A slab is cut out of a packed scan in a random pose, changed as another patient or scanner would change it, projected from a grid twice as fine as
+the reconstruction's (who simulates and reconstructs with one matrix commits the inverse crime), and given noise. Slabs are simulated in
+groups that share geometry and dose, since all their slices are columns of one product; each is used twice.
+
+Everything random about a group is drawn first, into records; `simulate` is then a function of them and the packed scans.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from medsynth.core.generator import Condition, Target, place_of
+from medsynth.core.quantity import CT
+from medsynth.physics.acquisition import Acquisition, consistent_start, from_slices
+from medsynth.physics.ct import attenuation, mu_to_hu
+from medsynth.physics.geometry import ImageGrid, fan
+from medsynth.physics.noise import photon_noise
+
+SIZE = 256  # pixels on a side of the reconstruction
+OVERSAMPLING = 2
+PIXELS_MM = (0.95, 1.4, 1.75)  # a head, a slim and a wide body in the fan's field of view
+LOG10_PHOTONS = (5.5, 6.5)
+BATCHES_A_GROUP, USES = 4, 2
+AIR_HU, TOP_HU = -1000.0, 3095.0
+DEEP_MM, DEEP_SHARE = 150.0, 0.3  # scans this long are also cut across: coronal and sagittal slices are other anatomy
+PASSES_FROM = 150  # pairs before the first with several passes: a network that knows nothing teaches nothing to its second pass
+PASSES = {1: 0.55, 2: 0.3, 3: 0.15}
+VALIDATION_PIXEL_MM, VALIDATION_PHOTONS = 1.4, 1e6
+VALIDATION_OFFSET = 10**9
+
+
+class Stack(NamedTuple):
+    """A packed scan. ct_hu: int16 [z y x] in LPS, slices from feet to head. spacing_mm: along z, y, x. digest: identifies its bytes."""
+
+    name: str
+    ct_hu: np.ndarray
+    spacing_mm: tuple[float, float, float]
+    digest: str
+
+
+class Bump(NamedTuple):
+    """Change of HU around one value: contrast agent, other fat or muscle."""
+
+    centre: float
+    amount: float
+    width: float
+
+
+class Ellipse(NamedTuple):
+    """An inserted lesion: centre and radii in units of half the field of view, change in HU."""
+
+    centre: tuple[float, float]
+    radii: tuple[float, float]
+    amount: float
+
+
+class Recipe(NamedTuple):
+    """Everything random about one slab, but for white noise.
+
+    axis: of the scan, along which the slab's slices lie. first: the first of them; apart: steps between two. matrix, shift: from the slab's
+    plane, in units of half its side, to mm from the middle of the scan's. warp: nodes [1 2 n n] in mm, or None.
+    """
+
+    stack: int
+    axis: int
+    first: int
+    apart: int
+    matrix: np.ndarray
+    shift: np.ndarray
+    warp: np.ndarray | None
+    gain: float
+    bump: Bump | None
+    ellipses: tuple[Ellipse, ...]
+
+
+class Group(NamedTuple):
+    """What the slabs of a group share, and the slabs. pixel_mm: of the reconstruction."""
+
+    views: int
+    pixel_mm: float
+    photons: float
+    noise_seed: int
+    recipes: tuple[Recipe, ...]
+
+
+class ProjectedSlabs:
+    """Pairs by number. views: numbers of views to learn. slices: of a slab. batch: pairs that must share a geometry."""
+
+    def __init__(self, stacks: Sequence[Stack], *, views: Sequence[int], slices: int, batch: int, seed: int, size: int = SIZE) -> None:
+        self.stacks = list(stacks)
+        self.views = tuple(views)
+        self.slices = slices
+        self.batch = batch
+        self.seed = seed
+        self.size = size
+        self._last: tuple[int, list[tuple[Condition, Target]]] | None = None
+
+    def training_pair(self, step: int, device: torch.device) -> tuple[Condition, Target]:
+        """The pair of a number, batch of one. Consecutive numbers of one group cost little: the last group is kept."""
+        own = self.batch * BATCHES_A_GROUP
+        number, place = divmod(step, own * USES)
+        if self._last is None or self._last[0] != number:
+            self._last = (number, self._simulated(number, own, device))
+        order = np.concatenate([np.random.default_rng((self.seed, number, use)).permutation(own) for use in range(USES)])
+        condition, target = self._last[1][order[place]]
+        return _with_passes(condition, self._passes(step)), target
+
+    def validation_pair(self, index: int, device: torch.device) -> tuple[Condition, Target, str]:
+        """A repeatable pair, one pass, with its kind, such as "views18": views in turn, then scans, then places."""
+        rng = np.random.default_rng((self.seed, VALIDATION_OFFSET + index))
+        turn, which = divmod(index, len(self.views))
+        stack = turn % len(self.stacks)
+        recipe = draw_plain(rng, stack, self.stacks[stack], self.slices)
+        group = Group(self.views[which], VALIDATION_PIXEL_MM, VALIDATION_PHOTONS, index, (recipe,))
+        return *simulate(group, self.stacks, self.slices, self.size, device)[0], f"views{self.views[which]}"
+
+    def _simulated(self, number: int, count: int, device: torch.device) -> list[tuple[Condition, Target]]:
+        rng = np.random.default_rng((self.seed, number))
+        return simulate(draw_group(rng, self.stacks, self.views, self.slices, count), self.stacks, self.slices, self.size, device)
+
+    def _passes(self, step: int) -> int:
+        """One number for a batch: its pairs go through the network together."""
+        if step < PASSES_FROM * self.batch:
+            return 1
+        rng = np.random.default_rng((self.seed, 1, step // self.batch))
+        return int(rng.choice(list(PASSES), p=list(PASSES.values())))
+
+
+def draw_group(rng: np.random.Generator, stacks: Sequence[Stack], views: Sequence[int], slices: int, count: int) -> Group:
+    """A group for training; scans count by the root of their slices, so that neither long nor many short ones prevail."""
+    weight = np.sqrt([len(stack.ct_hu) for stack in stacks])
+    chosen = rng.choice(len(stacks), count, p=weight / weight.sum())
+    return Group(
+        views=int(rng.choice(views)),
+        pixel_mm=float(rng.choice(PIXELS_MM)),
+        photons=float(10 ** rng.uniform(*LOG10_PHOTONS)),
+        noise_seed=int(rng.integers(2**62)),
+        recipes=tuple(draw_slab(rng, int(i), stacks[i], slices) for i in chosen),
+    )
+
+
+def draw_slab(rng: np.random.Generator, index: int, stack: Stack, slices: int) -> Recipe:
+    """A slab for training: any place, pose, zoom and shape."""
+    deep = len(stack.ct_hu) * stack.spacing_mm[0] > DEEP_MM
+    axis = int(rng.integers(1, 3)) if deep and rng.random() < DEEP_SHARE else 0
+    count = stack.ct_hu.shape[axis]
+    low, high = (0.1, 0.9) if axis else (0.0, 1.0)  # the outer coronal and sagittal slices show skin only
+    apart = max(1, int(rng.integers(1, 3)) if count >= 2 * slices else 1)
+    last = max(int(low * count), int(high * count) - (slices - 1) * apart - 1)
+    half_mm = max(_plane_mm(stack, axis)) / 2 / rng.uniform(0.65, 1.05)
+    angle = rng.uniform(-np.pi, np.pi) if rng.random() < 0.6 else rng.integers(4) * np.pi / 2
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    stretch = np.diag([rng.uniform(0.88, 1.14), 1.0])
+    mirror = np.diag([rng.choice((-1.0, 1.0)), 1.0])
+    bump = Bump(rng.uniform(-150, 300), rng.uniform(-60, 60), rng.uniform(60, 250)) if rng.random() < 0.5 else None
+    return Recipe(
+        stack=index,
+        axis=axis,
+        first=int(rng.integers(int(low * count), last + 1)),
+        apart=apart,
+        matrix=mirror @ turn @ stretch * half_mm,
+        shift=rng.uniform(-0.08, 0.08, 2) * half_mm,
+        warp=(rng.standard_normal((1, 2, 5, 5)) * 0.02 * half_mm).astype(np.float32) if rng.random() < 0.3 else None,
+        gain=rng.uniform(0.92, 1.08),
+        bump=bump,
+        ellipses=tuple(_draw_ellipse(rng) for _ in range(rng.integers(1, 5))) if rng.random() < 0.25 else (),
+    )
+
+
+def draw_plain(rng: np.random.Generator, index: int, stack: Stack, slices: int) -> Recipe:
+    """A slab for validation: axial slices of the scan as it is, the whole plane in view."""
+    half_mm = SIZE * VALIDATION_PIXEL_MM / 2
+    return Recipe(
+        stack=index,
+        axis=0,
+        first=int(rng.integers(max(1, len(stack.ct_hu) - slices + 1))),
+        apart=1,
+        matrix=np.eye(2) * half_mm,
+        shift=np.zeros(2),
+        warp=None,
+        gain=1.0,
+        bump=None,
+        ellipses=(),
+    )
+
+
+def simulate(group: Group, stacks: Sequence[Stack], slices: int, size: int, device: torch.device) -> list[tuple[Condition, Target]]:
+    """The pairs of a group, batches of one, one pass each."""
+    fine_hu = torch.cat([render(recipe, stacks[recipe.stack], slices, OVERSAMPLING * size) for recipe in group.recipes]).to(device)
+    geometry = fan(group.views)
+    truth = Acquisition(geometry, ImageGrid(size=OVERSAMPLING * size, pixel_mm=group.pixel_mm / OVERSAMPLING))
+    rng = torch.Generator(device=device).manual_seed(group.noise_seed)
+    sinogram = photon_noise(truth.operator(device).forward(attenuation(fine_hu)), group.photons, rng)
+    acquisition = Acquisition(geometry, ImageGrid(size=size, pixel_mm=group.pixel_mm))
+    start, backprojected = (mu_to_hu(mu) for mu in consistent_start(acquisition.operator(device), sinogram))
+    target_hu = F.avg_pool2d(fine_hu[:, None], OVERSAMPLING)[:, 0]
+    count, scale = len(group.recipes), CT().fit()
+    inputs = torch.stack([from_slices(x, count) for x in (start, backprojected)], dim=1)
+    targets = from_slices(target_hu, count)[:, None]
+    pairs: list[tuple[Condition, Target]] = []
+    for i, recipe in enumerate(group.recipes):
+        height = place_of(recipe.first + slices * recipe.apart / 2, stacks[recipe.stack].ct_hu.shape[recipe.axis])
+        own = sinogram[i * slices : (i + 1) * slices]
+        condition = Condition(image=scale.encode(inputs[i : i + 1]), sinogram=own[None].contiguous(), acquisition=acquisition)
+        image = scale.encode(targets[i : i + 1])
+        pairs.append((condition, Target(image=image, weight=torch.ones_like(image), place=height.to(device))))
+    return pairs
+
+
+def render(recipe: Recipe, stack: Stack, slices: int, size: int) -> Float[Tensor, "s y x"]:
+    """The slab in HU on size x size pixels, air beyond the scan and outside the circle that every view sees."""
+    count = stack.ct_hu.shape[recipe.axis]
+    chosen = np.minimum(recipe.first + recipe.apart * np.arange(slices), count - 1)
+    planes = np.moveaxis(np.take(stack.ct_hu, chosen, axis=recipe.axis), recipe.axis, 0)
+    above_air = torch.from_numpy(planes.astype(np.float32)) - AIR_HU
+    middle = (torch.arange(size) + 0.5) * 2 / size - 1
+    y, x = torch.meshgrid(middle, middle, indexing="ij")
+    at_mm = torch.einsum("dk,kij->dij", torch.from_numpy(recipe.matrix).float(), torch.stack([x, y]))
+    at_mm += torch.from_numpy(recipe.shift).float()[:, None, None]
+    if recipe.warp is not None:
+        at_mm += F.interpolate(torch.from_numpy(recipe.warp), (size, size), mode="bicubic", align_corners=True)[0]
+    high_mm, wide_mm = _plane_mm(stack, recipe.axis)
+    grid = torch.stack([at_mm[0] / (wide_mm / 2), at_mm[1] / (high_mm / 2)], dim=-1)[None]
+    image = F.grid_sample(above_air[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0].clamp_(min=0)
+    image *= recipe.gain
+    if recipe.bump is not None:
+        image += recipe.bump.amount * torch.exp(-(((image + AIR_HU - recipe.bump.centre) / recipe.bump.width) ** 2))
+    for ellipse in recipe.ellipses:
+        inside = ((x - ellipse.centre[0]) / ellipse.radii[0]) ** 2 + ((y - ellipse.centre[1]) / ellipse.radii[1]) ** 2 < 1
+        image += ellipse.amount * inside * (image > -300 - AIR_HU)
+    return image.clamp_(0, TOP_HU - AIR_HU) * (x**2 + y**2 < 0.995) + AIR_HU
+
+
+def read_stack(path: Path, name: str) -> Stack:
+    """A packed file as `verbs.packslices` writes it."""
+    with np.load(path) as file:
+        z, y, x = (float(step) for step in file["spacing_mm"])
+        return Stack(name, file["ct_hu"], (z, y, x), path.stem)
+
+
+def _plane_mm(stack: Stack, axis: int) -> tuple[float, float]:
+    """Height and width of the planes across an axis."""
+    sides = [n * step for n, step in zip(stack.ct_hu.shape, stack.spacing_mm, strict=True)]
+    high, wide = (side for i, side in enumerate(sides) if i != axis)
+    return high, wide
+
+
+def _draw_ellipse(rng: np.random.Generator) -> Ellipse:
+    x, y = rng.uniform(-0.5, 0.5, 2)
+    a, b = rng.uniform(0.01, 0.12, 2)
+    return Ellipse((x, y), (a, b), float(rng.choice((-1, 1)) * rng.uniform(20, 300)))
+
+
+def _with_passes(condition: Condition, passes: int) -> Condition:
+    return Condition(image=condition.image, sinogram=condition.sinogram, acquisition=condition.acquisition, passes=passes)
