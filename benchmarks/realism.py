@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--models", default="mri2ct-head")
     arguments = parser.parse_args()
     size, work = SIZES["small"], arguments.work / "small"
-    training = load(PROBLEMS["head"], "head", arguments.labels, work, size)["training"]
+    training = load(PROBLEMS["head"].draw, "head", arguments.labels, work, size)["training"]
     judge = judges.trained(training, work / "judge" / "head", size, torch.device("cpu"))
     pairs = heads(arguments.labels, work / "packed")
     figures = {name: measure(predictions(name, pairs), pairs, judge) for name in arguments.models.split(",")}

@@ -71,8 +71,8 @@ class Metric(_Table):
 class TrainTable(_Table):
     """How the model was, or will be, trained. `source` says where pairs come from; names are label maps, or scans that are projected.
 
-    A source of pairs, and one of projected scans that names none, is split by patient: `validation_share` of them is set aside, at least one.
-    views, slices: of projected scans, the numbers of views to learn and the slices of a sample.
+    A source of pairs, and one of projected scans that names none, is split by patient: `validation_share` of them is set aside, at least
+    one. views, slices: of projected scans, the numbers of views to learn and the slices of a sample.
     """
 
     source: Literal["labels", "pairs", "projected"]

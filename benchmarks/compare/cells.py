@@ -151,12 +151,15 @@ def _median_seconds(what: Any, repeats: int) -> float:
     return float(np.median(taken))
 
 
-def _where(run: Run) -> dict[str, Any]:
+def machine() -> str:
+    """The processor, its cores, and the threads of this run."""
     cpu = next((line.split(":")[1].strip() for line in _cpu_lines() if line.startswith("model name")), platform.machine())
-    machine = (
-        torch.cuda.get_device_name() if run.device.type == "cuda" else f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} thread"
-    )
-    return {"machine": machine, "torch": torch.__version__, "date": str(datetime.date.today())}
+    return f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} thread"
+
+
+def _where(run: Run) -> dict[str, Any]:
+    where = torch.cuda.get_device_name() if run.device.type == "cuda" else machine()
+    return {"machine": where, "torch": torch.__version__, "date": str(datetime.date.today())}
 
 
 def _cpu_lines() -> list[str]:

@@ -22,8 +22,8 @@ RAMPED = 0.2  # share of the time over which the drift's weight rises
 class Drift(OneEvaluation):
     """levels, stages: of the feature bank. coordination: how the drift's gradient joins that of L1.
 
-    The drift counts as much as fidelity, and the coarsest stage, which sees whole patches, stays out: both chosen on seed 0 before the other
-    seeds were run (docs/log.md).
+    The drift counts as much as fidelity, and the coarsest stage, which sees whole patches, stays out: both were chosen on seed 0, before
+    the other seeds were run (docs/log.md).
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Problem "sparse": CT from 18 views of a fan beam, at 2 mm: what is consistent with the data -> CT, in patches of slabs.
 
-Real CTs, projected slice by slice from a grid twice as fine, with noise. The condition is the package's own start (accelerated SIRT); no method
-sees the sinogram, so that the network and its time are those of the other problem.
+Real CTs, projected slice by slice from a grid twice as fine, with noise. The condition is the package's own start (accelerated SIRT); no
+method sees the sinogram, so that the network and its time are those of the other problem.
 """
 
 from pathlib import Path

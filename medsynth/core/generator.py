@@ -18,8 +18,8 @@ PLACES = 8
 class Condition:
     """What a generator may look at. Absent parts are None, so that later generators widen nothing.
 
-    sinogram: line integrals of each slice along z, v views of d detector cells. acquisition: what they were measured with, one for the whole
-    batch (`physics.acquisition.Acquisition`). passes: evaluations of the network, for generators that take several.
+    sinogram: line integrals of each slice along z, v views of d detector cells. acquisition: what they were measured with, one for the
+    whole batch (`physics.acquisition.Acquisition`). passes: evaluations of the network, for generators that take several.
     """
 
     image: Float[Tensor, "b c x y z"]

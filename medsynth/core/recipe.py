@@ -13,10 +13,10 @@ class DriftTable(BaseModel):
     """How realism is learned beside fidelity, by drifting in the features of a frozen encoder.
 
     encoder: a bundled encoder, a folder, or hub:owner/name@revision. levels: of the feature bank. stages: of the encoder, 0 the finest;
-    empty: all. tile: voxels; what is larger is cut into such tiles, each a sample of its own, and what is thinner is repeated voxel by voxel;
-    none: a patch is one sample. locations: of the spatial level. queue: real samples kept for each place of the body; drawn: how many of them a step looks
-    at. generated_queue: generated samples of earlier steps, detached, that serve as further negatives. masked: a sample is compared with
-    neither itself nor its own target, which fidelity looks after: a field between distributions. rho: final weight of the
+    empty: all. tile: voxels; what is larger is cut into such tiles, each a sample of its own, and what is thinner repeats its voxels; none:
+    a patch is one sample. locations: of the spatial level. queue: real samples kept for each place of the body; drawn: how many of them a
+    step looks at. generated_queue: generated samples of earlier steps, detached, that serve as further negatives. masked: a sample is
+    compared with neither itself nor its own target, which fidelity looks after: a field between distributions. rho: final weight of the
     drift; it is 0 for `warmup_steps` and rises over `ramp_steps`. calibration: targets whose features set the unit of each channel.
     checkpoint: recompute the encoder's activations in the backward pass, to save memory.
     """

@@ -1,7 +1,7 @@
 """GDM-style generator for CT from few views: a network corrects a data-consistent image, slice by slice, in one or a few passes.
 
-Between passes a few steps on the measured data make the image agree with them again. As in GDM (arXiv 2604.19736, abstract) the generator is a
-residual on an image that is reconstructed without a network; that this image is consistent with the data rather than filtered
+Between passes a few steps on the measured data make the image agree with them again. As in GDM (arXiv 2604.19736, abstract) the generator
+is a residual on an image that is reconstructed without a network; that this image is consistent with the data rather than filtered
 backprojection, and the passes, are ours (docs/sparse-ct.md).
 
 Few views leave much open, and consistency with them is no proof. So the network also says how far off it expects to be: beside the
@@ -56,8 +56,8 @@ class SparseView(nn.Module):
     """The generator contract (`core.generator.Generator`) on a 2-D network. Its answer has two channels: the image, and the logarithm of
     the absolute error that is expected of it, in units of CORRECTION_HU.
 
-    The condition's image is [b 2 x y z]: the data-consistent image and the filtered backprojection; its sinogram, acquisition and passes say
-    the rest.
+    The condition's image is [b 2 x y z]: the data-consistent image and the filtered backprojection; its sinogram, acquisition and passes
+    say the rest.
     """
 
     def __init__(self, config: Config) -> None:

@@ -1,7 +1,7 @@
 """Residual 2-D U-Net without normalisation for slices of CT: it predicts a correction of an image that is consistent with its projections.
 
-Without normalisation, so that a correction in HU does not depend on what else is in the slice. As in `nets.unet`, the wide convolutions run on
-half the grid; their answer is unfolded through a binomial filter, which is zero at the frequency of a checkerboard, and two narrow
+Without normalisation, so that a correction in HU does not depend on what else is in the slice. As in `nets.unet`, the wide convolutions
+run on half the grid; their answer is unfolded through a binomial filter, which is zero at the frequency of a checkerboard, and two narrow
 convolutions on the full grid, which see the input again, restore what is finer.
 """
 
@@ -25,6 +25,8 @@ class SliceUNet(nn.Module):
     channels, blocks: width and residual blocks of each level, from fine to coarse. refined: channels on the full grid. The last two
     convolutions run in float32 whatever the precision around them.
     """
+
+    smoothing: Tensor
 
     def __init__(self, *, in_channels: int, out_channels: int, channels: Sequence[int], blocks: Sequence[int], refined: int) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """Slabs of CT with their own sinograms: what a generator for few views learns from.
 
-A slab is cut out of a packed scan in a random pose, changed as another patient or scanner would change it, projected from a grid twice as fine as
-the reconstruction's (who simulates and reconstructs with one matrix commits the inverse crime), and given noise. Slabs are simulated in
-groups that share geometry and dose, since all their slices are columns of one product; each is used twice.
+A slab is cut out of a packed scan in a random pose, changed as another patient or scanner would change it, projected from a grid twice as
+fine as the reconstruction's (who simulates and reconstructs with one matrix commits the inverse crime), and given noise. Slabs are
+simulated in groups that share geometry and dose, since all their slices are columns of one product; each is used twice.
 
 Everything random about a group is drawn first, into records; `simulate` is then a function of them and the packed scans.
 """

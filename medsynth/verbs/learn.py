@@ -175,7 +175,8 @@ def _try(card: Card, encoder: FrozenEncoder | None) -> None:
         with torch.no_grad():
             stages = encoder(torch.zeros(1, 1, *shape))
     except (RuntimeError, ValueError) as error:
-        cause = f"{'grid.patch' if shape == card.grid.patch else 'train.drift.tile'} {shape} does not suit the encoder: {str(error).splitlines()[0]}"
+        name = "train.drift.tile" if card.train.drift.tile else "grid.patch"
+        cause = f"{name} {shape} does not suit the encoder: {str(error).splitlines()[0]}"
         raise UsageError("E-CARD", cause, remedy="sides that the encoder can halve at each of its stages") from None
     if any(stage >= len(stages) for stage in card.train.drift.stages):
         raise UsageError("E-CARD", f"the encoder has {len(stages)} stages", remedy=f"train.drift.stages from 0 to {len(stages) - 1}")
