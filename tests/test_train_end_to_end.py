@@ -20,6 +20,7 @@ from medsynth.verbs.checkpoint import CHECKPOINT
 DRIFT = """
 [train.drift]
 encoder = "{encoder}"
+generated_queue = 0
 queue = 4
 drawn = 4
 locations = 16

@@ -20,6 +20,7 @@ class Condition:
 
     sinogram: line integrals of each slice along z, v views of d detector cells. acquisition: what they were measured with, one for the
     whole batch (`physics.acquisition.Acquisition`). passes: evaluations of the network, for generators that take several.
+    window: x, y and side, voxels, of the square in the plane where the answer is wanted; None: everywhere.
     """
 
     image: Float[Tensor, "b c x y z"]
@@ -29,6 +30,7 @@ class Condition:
     sinogram: Float[Tensor, "b z v d"] | None = None
     acquisition: Any = None
     passes: int = 1
+    window: tuple[int, int, int] | None = None
 
     def to(self, device: torch.device | str) -> "Condition":
         """The same condition on another device."""

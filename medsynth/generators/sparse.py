@@ -77,7 +77,8 @@ class SparseView(nn.Module):
         return self.net.stride
 
     def answer(self, condition: Condition) -> Float[Tensor, "b 2 x y z"]:
-        """After all passes: the image in network units, and its expected error; gradients flow through the last pass."""
+        """After all passes: the image in network units, and its expected error; gradients flow through the last pass, which alone is
+        confined to the condition's window."""
         volumes, scale = len(condition.image), CT().fit()
         consistent, before = (to_slices(scale.decode(condition.image[:, channel].float())) for channel in range(2))
         assert condition.sinogram is not None
@@ -89,7 +90,7 @@ class SparseView(nn.Module):
                 image, _ = self._pass(operator, sinogram, consistent, before, number, volumes)
                 before = image.clamp(*IMAGE_RANGE_HU)
                 consistent = self.agreeing(operator, sinogram, before)
-        image, log_error = self._pass(operator, sinogram, consistent, before, condition.passes - 1, volumes)
+        image, log_error = self._pass(operator, sinogram, consistent, before, condition.passes - 1, volumes, condition.window)
         return torch.stack([scale.encode(from_slices(image, volumes)), from_slices(log_error, volumes)], dim=1)
 
     def image(self, answer: Float[Tensor, "b 2 x y z"]) -> Float[Tensor, "b 1 x y z"]:
@@ -132,8 +133,9 @@ class SparseView(nn.Module):
         before: Float[Tensor, "s y x"],
         number: int,
         volumes: int,
-    ) -> tuple[Float[Tensor, "s y x"], Float[Tensor, "s y x"]]:
-        """One evaluation of the network: the image in HU, and the logarithm of its expected error."""
+        window: tuple[int, int, int] | None = None,
+    ) -> tuple[Float[Tensor, "s j i"], Float[Tensor, "s j i"]]:
+        """One evaluation of the network: the image in HU, and the logarithm of its expected error, in the window."""
         with torch.autocast(sinogram.device.type, enabled=False):
             unexplained = operator.fbp(sinogram - operator.forward(hu_to_mu(consistent).clamp(min=0)), "hann-pixel")
             residual_hu = unexplained * (1000 / MU_WATER_PER_MM)
@@ -147,13 +149,23 @@ class SparseView(nn.Module):
             torch.full_like(own, float(number > 0)),
             *_neighbours(own, volumes, self.config.neighbours),
         ]
-        correction, log_error = self.net(torch.stack(channels, dim=1)).float().unbind(1)
+        inputs = torch.stack(channels, dim=1)
+        if window is not None:
+            inputs, consistent = _cut(inputs, window), _cut(consistent, window)
+        correction, log_error = self.net(inputs).float().unbind(1)
         return consistent + CORRECTION_HU * correction, log_error
 
 
 def build(config: Config) -> SparseView:
     """A generator with random weights."""
     return SparseView(config)
+
+
+def _cut(slices: Float[Tensor, "*s y x"], window: tuple[int, int, int]) -> Float[Tensor, "*s j i"]:
+    """The window, which is given in RAS+, of slices in LPS."""
+    x, y, side = window
+    rows, columns = slices.shape[-2:]
+    return slices[..., rows - y - side : rows - y, columns - x - side : columns - x]
 
 
 def _neighbours(slices: Float[Tensor, "s y x"], volumes: int, reach: int) -> list[Float[Tensor, "s y x"]]:

@@ -8,6 +8,7 @@ Everything random about a group is drawn first, into records; `simulate` is then
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +33,9 @@ BATCHES_A_GROUP, USES = 4, 2
 AIR_HU, TOP_HU = -1000.0, 3095.0
 DEEP_MM, DEEP_SHARE = 150.0, 0.3  # scans this long are also cut across: coronal and sagittal slices are other anatomy
 PASSES_FROM = 150  # pairs before the first with several passes: a network that knows nothing teaches nothing to its second pass
-PASSES = {1: 0.55, 2: 0.3, 3: 0.15}
+PASSES = {1: 0.6, 2: 0.28, 3: 0.12}
+WINDOW_REACH = 0.25  # of the slice's side: how far from its middle a window's own may lie
+MARGIN = 8
 VALIDATION_PIXEL_MM, VALIDATION_PHOTONS = 1.4, 1e6
 VALIDATION_OFFSET = 10**9
 
@@ -92,15 +95,21 @@ class Group(NamedTuple):
 
 
 class ProjectedSlabs:
-    """Pairs by number. views: numbers of views to learn. slices: of a slab. batch: pairs that must share a geometry."""
+    """Pairs by number. views: numbers of views to learn. slices: of a slab. batch: pairs that must share a geometry.
 
-    def __init__(self, stacks: Sequence[Stack], *, views: Sequence[int], slices: int, batch: int, seed: int, size: int = SIZE) -> None:
+    window: side of the square, near the middle of the plane, that training learns from, since air needs little learning; 0: whole slices.
+    """
+
+    def __init__(
+        self, stacks: Sequence[Stack], *, views: Sequence[int], slices: int, batch: int, seed: int, size: int = SIZE, window: int = 0
+    ) -> None:
         self.stacks = list(stacks)
         self.views = tuple(views)
         self.slices = slices
         self.batch = batch
         self.seed = seed
         self.size = size
+        self.window = window
         self._last: tuple[int, list[tuple[Condition, Target]]] | None = None
 
     def training_pair(self, step: int, device: torch.device) -> tuple[Condition, Target]:
@@ -111,7 +120,7 @@ class ProjectedSlabs:
             self._last = (number, self._simulated(number, own, device))
         order = np.concatenate([np.random.default_rng((self.seed, number, use)).permutation(own) for use in range(USES)])
         condition, target = self._last[1][order[place]]
-        return _with_passes(condition, self._passes(step)), target
+        return self._used(condition, target, step)
 
     def validation_pair(self, index: int, device: torch.device) -> tuple[Condition, Target, str]:
         """A repeatable pair, one pass, with its kind, such as "views18": views in turn, then scans, then places."""
@@ -126,12 +135,20 @@ class ProjectedSlabs:
         rng = np.random.default_rng((self.seed, number))
         return simulate(draw_group(rng, self.stacks, self.views, self.slices, count), self.stacks, self.slices, self.size, device)
 
-    def _passes(self, step: int) -> int:
-        """One number for a batch: its pairs go through the network together."""
-        if step < PASSES_FROM * self.batch:
-            return 1
+    def _used(self, condition: Condition, target: Target, step: int) -> tuple[Condition, Target]:
+        """The pair with its passes and window, which are those of its batch: it goes through the network as one."""
         rng = np.random.default_rng((self.seed, 1, step // self.batch))
-        return int(rng.choice(list(PASSES), p=list(PASSES.values())))
+        passes = int(rng.choice(list(PASSES), p=list(PASSES.values())))
+        condition = replace(condition, passes=passes if step >= PASSES_FROM * self.batch else 1)
+        if not self.window:
+            return condition, target
+        angle, reach = rng.uniform(0, 2 * np.pi), WINDOW_REACH * self.size * rng.uniform() ** 0.5
+        middle = self.size / 2 + reach * np.array([np.cos(angle), np.sin(angle)])
+        x, y = (int(np.clip(round(c - self.window / 2), 0, self.size - self.window)) for c in middle)
+        image = target.image[:, :, x : x + self.window, y : y + self.window]
+        weight = torch.zeros_like(image)
+        weight[:, :, MARGIN:-MARGIN, MARGIN:-MARGIN] = 1  # at the window's border the network lacks what lies beyond
+        return replace(condition, window=(x, y, self.window)), Target(image=image, weight=weight, place=target.place)
 
 
 def draw_group(rng: np.random.Generator, stacks: Sequence[Stack], views: Sequence[int], slices: int, count: int) -> Group:
@@ -257,7 +274,3 @@ def _draw_ellipse(rng: np.random.Generator) -> Ellipse:
     x, y = rng.uniform(-0.5, 0.5, 2)
     a, b = rng.uniform(0.01, 0.12, 2)
     return Ellipse((x, y), (a, b), float(rng.choice((-1, 1)) * rng.uniform(20, 300)))
-
-
-def _with_passes(condition: Condition, passes: int) -> Condition:
-    return Condition(image=condition.image, sinogram=condition.sinogram, acquisition=condition.acquisition, passes=passes)

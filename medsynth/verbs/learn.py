@@ -44,14 +44,15 @@ FROM_PROJECTIONS = TrainTable(
     source="projected",
     views=(18, 36, 72),
     slices=4,
-    steps=20_000,
+    window=144,
+    steps=40_000,
     betas=(0.9, 0.99),
     weight_decay=1e-3,
     warmup_steps=100,
     decay_share=0.9,
     ema=0.999,
     validate_every=1000,
-    drift=DriftTable(tile=(64, 64, 16), warmup_steps=18_000, ramp_steps=500),
+    drift=DriftTable(tile=(64, 64, 16), warmup_steps=36_000, ramp_steps=500),
 )
 FINETUNED: dict[str, Any] = {"steps": 2000, "batch": 4, "learning_rate": 1e-4, "warmup_steps": 100, "validate_every": 250}
 FINETUNED_DRIFT = DriftTable(warmup_steps=100, ramp_steps=400)
@@ -258,7 +259,8 @@ def _projected(card: Card, data: Path, fabric: Fabric, say: Callable[[str], None
     say(f"{len(sides[0])} scans to learn from, {len(sides[1])} set aside, by patient")
     size, batch = card.grid.patch[0], own_share(table, fabric)
     training, validation = (
-        ProjectedSlabs(side, views=table.views, slices=table.slices, batch=batch, seed=table.seed, size=size) for side in sides
+        ProjectedSlabs(side, views=table.views, slices=table.slices, batch=batch, seed=table.seed, size=size, window=table.window)
+        for side in sides
     )
     return training, validation, hashlib.sha256("|".join(stack.digest for side in sides for stack in side).encode()).hexdigest()
 

@@ -1,5 +1,7 @@
 """The sparse-view generator: what its passes do, what it learns, and that slices stay in place."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -128,3 +130,12 @@ def test_a_network_learns_to_correct_a_slice(generator: SparseView) -> None:
         loss.backward()
         optimizer.step()
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_window_is_that_part_of_the_whole_answer(generator: SparseView) -> None:
+    """But for the border, where the network lacks what lies beyond. Without a correction the two agree everywhere."""
+    whole = condition(phantom(1, 2))
+    given = replace(whole, window=(8, 4, 16))
+    answer, part = silent(generator).answer(whole), generator.answer(given)
+    assert part.shape == (1, 2, 16, 16, 2)
+    torch.testing.assert_close(part[:, :1], answer[:, :1, 8:24, 4:20], rtol=1e-3, atol=1e-3)

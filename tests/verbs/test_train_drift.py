@@ -170,8 +170,10 @@ def test_a_run_that_gets_no_better_stops_early_and_stays_stopped(data: Path, tmp
 
 
 def test_a_batch_too_small_for_drifting_is_refused_before_the_first_step(data: Path, encoder: Path, tmp_path: Path) -> None:
+    card = write_card(tmp_path / "card", encoder, batch="2")
+    card.write_text(card.read_text(encoding="utf-8") + "generated_queue = 0\n", encoding="utf-8")
     with pytest.raises(UsageError, match="too few") as caught:
-        _run(write_card(tmp_path / "card", encoder, batch="2"), data, tmp_path / "out")
+        _run(card, data, tmp_path / "out")
     assert caught.value.code == "E-DRIFT"
     assert not (tmp_path / "out" / CHECKPOINT).exists()
 
