@@ -13,7 +13,7 @@ import typer
 
 from medsynth import __version__
 from medsynth.core.errors import Exit, MedsynthError
-from medsynth.tasks import TASKS
+from medsynth.tasks import TASKS, VOLUME_TASKS
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -37,6 +37,23 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda:N or mps.
 Mask = Annotated[
     Path | None, typer.Option("--mask", help="Mask of the body: a file, or a folder with a mask named as each scan.", show_default=False)
 ]
+Format = Annotated[str, typer.Option("--format", help="nifti, dicom (a derived series of a DICOM input) or same.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make again what is there already.")]
+BurnedIn = Annotated[bool, typer.Option("--allow-burned-in", help="Accept DICOM whose pixels may show a patient's name.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print failures only.")]
+Views = Annotated[
+    int | None,
+    typer.Option("--views", min=1, help="Views to project a CT with, equally spaced over 360 degrees of a fan beam.", show_default=False),
+]
+GeometryFile = Annotated[
+    Path | None,
+    typer.Option("--geometry", help="A geometry file (docs/geometry.md). Of a sinogram: default, the one beside it.", show_default=False),
+]
+Photons = Annotated[
+    float | None, typer.Option("--i0", min=10, help="Photons that a cell counts without an object. Default: 1e6.", show_default=False)
+]
+Noiseless = Annotated[bool, typer.Option("--noiseless", help="Project without noise.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Of the noise. Default: 0.", show_default=False)]
 Windows = Annotated[
     list[str] | None, typer.Option("--window", help="HU window of the picture: a name or W,L. May be repeated.", show_default=False)
 ]
@@ -57,6 +74,7 @@ MaxSteps = Annotated[int | None, typer.Option("--max-steps", min=1, help="Stop a
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that draw data ahead, on a CPU.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 DEFAULT_WINDOWS = ("head-soft", "bone")
+DEFAULT_BODY_WINDOWS = ("abdomen",)
 
 
 def main() -> None:
@@ -79,19 +97,17 @@ def _add_task(name: str, summary: str) -> None:
         out: Out,
         model: Model = "",
         device: Device = "auto",
-        format_: Annotated[str, typer.Option("--format", help="nifti, dicom (a derived series of a DICOM input) or same.")] = "nifti",
+        format_: Format = "nifti",
         mask: Mask = None,
         window: Windows = None,
-        overwrite: Annotated[bool, typer.Option("--overwrite", help="Make again what is there already.")] = False,
+        overwrite: Overwrite = False,
         force: Annotated[bool, typer.Option("--force", help="Go on with input that does not look right for the model.")] = False,
         trust: Trust = "",
         series: Series = "",
         volume: VolumeIndex = None,
         allow_gaps: AllowGaps = False,
-        allow_burned_in: Annotated[
-            bool, typer.Option("--allow-burned-in", help="Accept DICOM whose pixels may show a patient's name.")
-        ] = False,
-        quiet: Annotated[bool, typer.Option("--quiet", help="Print failures only.")] = False,
+        allow_burned_in: BurnedIn = False,
+        quiet: Quiet = False,
     ) -> None:
         with _reported():
             _quiet_threads()
@@ -123,8 +139,114 @@ def _add_task(name: str, summary: str) -> None:
     app.command(name, help=summary)(command)
 
 
-for _name, _summary in TASKS.items():
-    _add_task(_name, _summary)
+for _name in VOLUME_TASKS:
+    _add_task(_name, TASKS[_name])
+
+
+@app.command("sparse-ct", help=TASKS["sparse-ct"])
+def sparse_ct(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IN", help="CTs, which are projected first, or sinograms: a file, a series or a folder.", show_default=False
+        ),
+    ],
+    out: Out,
+    views: Views = None,
+    method: Annotated[str, typer.Option("--method", help="network, fbp, sirt or tv.")] = "network",
+    passes: Annotated[
+        int | None,
+        typer.Option("--passes", min=1, help="Evaluations of the network. Default: what its card says.", show_default=False),
+    ] = None,
+    geometry: GeometryFile = None,
+    counts: Annotated[bool, typer.Option("--counts", help="The sinograms hold counts, not line integrals.")] = False,
+    i0: Photons = None,
+    noiseless: Noiseless = False,
+    seed: Seed = None,
+    model: Model = "",
+    device: Device = "auto",
+    format_: Format = "nifti",
+    window: Windows = None,
+    overwrite: Overwrite = False,
+    force: Annotated[bool, typer.Option("--force", help="Go on with input that does not look right.")] = False,
+    trust: Trust = "",
+    series: Series = "",
+    volume: VolumeIndex = None,
+    allow_gaps: AllowGaps = False,
+    allow_burned_in: BurnedIn = False,
+    quiet: Quiet = False,
+) -> None:
+    with _reported():
+        _quiet_threads()
+        chosen = _one_of("--method", method, "network", "fbp", "sirt", "tv")
+        as_written = _one_of("--format", format_, "nifti", "dicom", "same")
+        choices = _choices(trust, series, volume, allow_gaps)
+        from medsynth.core.windows import parse
+        from medsynth.verbs.console import RunPrinter
+        from medsynth.verbs.intake import Measuring
+        from medsynth.verbs.reconstruct import Settings, reconstruct
+
+        settings = Settings(
+            source=source,
+            out=out,
+            measuring=Measuring(views=views, geometry=geometry, counts=counts, i0=i0, noiseless=noiseless, seed=seed),
+            method=chosen,
+            model=model,
+            passes=passes,
+            device=device,
+            format=as_written,
+            windows=tuple(parse(text) for text in window or DEFAULT_BODY_WINDOWS),
+            overwrite=overwrite,
+            force=force,
+            allow_burned_in=allow_burned_in,
+            choices=choices,
+        )
+        printer = RunPrinter(quiet=quiet)
+        record = reconstruct(settings, printer)
+        printer.summary(record)
+        raise typer.Exit(record.exit)
+
+
+@app.command()
+def project(
+    source: Scan,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder for the sinograms.", show_default=False)],
+    views: Views = None,
+    geometry: GeometryFile = None,
+    i0: Photons = None,
+    noiseless: Noiseless = False,
+    seed: Seed = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    force: Annotated[bool, typer.Option("--force", help="Go on with input that does not look right.")] = False,
+    trust: Trust = "",
+    series: Series = "",
+    volume: VolumeIndex = None,
+    allow_gaps: AllowGaps = False,
+    quiet: Quiet = False,
+) -> None:
+    """Simulate few-view scans of CTs: sinograms, and the geometry files that sparse-ct reads."""
+    with _reported():
+        _quiet_threads()
+        choices = _choices(trust, series, volume, allow_gaps)
+        from medsynth.verbs.console import RunPrinter
+        from medsynth.verbs.intake import Measuring
+        from medsynth.verbs.project import Settings
+        from medsynth.verbs.project import project as verb
+
+        settings = Settings(
+            source=source,
+            out=out,
+            measuring=Measuring(views=views, geometry=geometry, i0=i0, noiseless=noiseless, seed=seed),
+            device=device,
+            overwrite=overwrite,
+            force=force,
+            choices=choices,
+        )
+        printer = RunPrinter(quiet=quiet)
+        record = verb(settings, printer)
+        printer.summary(record)
+        raise typer.Exit(record.exit)
 
 
 @app.command()
@@ -136,6 +258,13 @@ def preview(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The PNG file. Default: beside the scan.", show_default=False)] = None,
     window: Windows = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option("--beside", help="A further scan on the same grid, between the two. May be repeated.", show_default=False),
+    ] = None,
+    map_: Annotated[
+        Path | None, typer.Option("--map", help="The map of expected errors that a run left beside its CT.", show_default=False)
+    ] = None,
     at: Annotated[
         str, typer.Option("--at", help="x,y,z in mm (RAS+) of the planes. Default: the middle of the body.", show_default=False)
     ] = "",
@@ -148,7 +277,9 @@ def preview(
     with _reported():
         from medsynth.verbs.preview import preview as verb
 
-        typer.echo(verb(scan, other, out, windows=tuple(window or ()), at=at, choices=_choices(trust, series, volume, allow_gaps)))
+        choices = _choices(trust, series, volume, allow_gaps)
+        shown = verb(scan, other, out, windows=tuple(window or ()), at=at, choices=choices, beside=tuple(beside or ()), uncertainty=map_)
+        typer.echo(shown)
 
 
 @app.command("eval")
@@ -206,22 +337,28 @@ def train(
     device: Device = "auto",
     max_steps: MaxSteps = None,
     workers: Workers = 1,
+    views: Annotated[
+        str, typer.Option("--views", help="Numbers of views to learn, for --task sparse-ct: 18,36,72.", show_default=False)
+    ] = "",
 ) -> None:
-    """Train a model on pairs of scans (--task) or by a card; a run that was killed goes on from its last checkpoint."""
+    """Train a model on pairs of scans or on CTs (--task), or by a card; a run that was killed goes on from its last checkpoint."""
     with _reported():
         _quiet_threads()
         if bool(task) == bool(card):
             raise typer.BadParameter("give one of them: a task, or a card with a [train] table", param_hint="--task, --card")
         if task:
             _one_of("--task", task, *TASKS)
+        if views and task != "sparse-ct":
+            raise typer.BadParameter("it is for --task sparse-ct; a card names its own in [train]", param_hint="--views")
+        special: dict[str, Any] = {"views": _numbers("--views", views)} if task == "sparse-ct" else {}
         from medsynth.verbs import learn
 
         if check:
-            _check_pairs(learn.recipe_of(task, card), data)
+            _check_pairs(learn.recipe_of(task, card, **special), data)
         if out is None:
             raise typer.BadParameter("a run needs a folder", param_hint="--out")
         options = learn.Options(device=device, max_steps=max_steps, workers=workers, say=typer.echo)
-        folder = learn.learn(learn.recipe_of(task, card, name=out.name), data, out, options)
+        folder = learn.learn(learn.recipe_of(task, card, name=out.name, **special), data, out, options)
         typer.echo(f"model: {folder}")
 
 
@@ -332,6 +469,14 @@ def _one_of(option: str, value: str, *allowed: str) -> Any:
     if value not in allowed:
         raise typer.BadParameter(f"{value!r} is none of {', '.join(name for name in allowed if name)}", param_hint=option)
     return value
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    """`18,36,72` as numbers; none for an empty text."""
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"{text!r} is no list of whole numbers, such as 18,36,72", param_hint=option)
+    return tuple(int(part) for part in parts)
 
 
 def _print(*renderables: Any) -> None:

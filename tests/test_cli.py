@@ -18,7 +18,7 @@ from commandline import medsynth
 import medsynth as package
 from medsynth.cli import app
 from medsynth.core.errors import Exit
-from medsynth.verbs import models
+from medsynth.verbs import learn, models
 
 SNAPSHOT = Path(__file__).with_name("cli.txt")
 HEAVY = ("torch", "monai", "SimpleITK", "numpy", "scipy", "nibabel", "pydicom", "PIL", "huggingface_hub", "lightning_fabric")
@@ -82,6 +82,8 @@ def test_every_option_is_as_in_the_snapshot() -> None:
         ("--help",),
         ("--version",),
         ("mri2ct", "--help"),
+        ("sparse-ct", "--help"),
+        ("project", "--help"),
         ("models", "list"),
         ("models", "list", "--json"),
         ("models", "show", "mri2ct-head"),
@@ -103,7 +105,7 @@ def test_the_version_is_the_packages() -> None:
 
 def test_without_arguments_it_shows_its_commands() -> None:
     printed = medsynth().output
-    for name in ("mri2ct", "preview", "eval", "models", "train", "doctor"):
+    for name in ("mri2ct", "sparse-ct", "project", "preview", "eval", "models", "train", "doctor"):
         assert name in printed
 
 
@@ -129,6 +131,19 @@ def test_help_says_that_it_is_no_medical_device() -> None:
         (("models", "show", "no-such-model"), "E-MODEL"),
         (("train", "--card", "IN", "--data", "IN", "--out", "OUT"), "E-CARD"),
         (("eval", "--ref", "IN", "--pred", "IN", "--profile", "synthrad1999"), "E-PROFILE"),
+        (("sparse-ct", "IN", "OUT", "--views", "0"), "--views"),
+        (("sparse-ct", "IN", "OUT", "--views", "18", "--passes", "0"), "--passes"),
+        (("sparse-ct", "IN", "OUT", "--views", "18", "--i0", "1"), "--i0"),
+        (("sparse-ct", "IN", "OUT", "--views", "18", "--method", "art"), "none of network, fbp, sirt, tv"),
+        (("sparse-ct", "IN", "OUT", "--views", "18", "--format", "jpeg"), "none of nifti, dicom, same"),
+        (("sparse-ct", "IN", "OUT", "--views", "18", "--window", "wide"), "E-WINDOW"),
+        (("sparse-ct", "IN", "OUT", "--views", "18", "--model", "no-such-model"), "E-MODEL"),
+        (("sparse-ct", "IN", "OUT", "--views", "18", "--method", "tv", "--device", "tpu"), "E-DEVICE"),
+        (("sparse-ct", "IN/missing", "OUT", "--views", "18", "--method", "tv"), "E-PATH"),
+        (("sparse-ct", "IN", "OUT", "--geometry", "IN/missing", "--method", "tv"), "E-PATH"),
+        (("project", "IN", "OUT"), "E-OPTION"),
+        (("train", "--task", "mri2ct", "--data", "IN", "--out", "OUT", "--views", "18"), "--task sparse-ct"),
+        (("train", "--task", "sparse-ct", "--data", "IN", "--out", "OUT", "--views", "18,many"), "18,36,72"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -140,6 +155,18 @@ def test_wrong_usage_is_said_with_status_2_and_leaves_nothing(arguments: tuple[s
     assert words in result.stderr
     assert "Traceback" not in result.output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("given", "passed"), [(("--views", "18,36, 72"), (18, 36, 72)), ((), ())])
+def test_the_views_to_learn_are_passed_on_as_numbers(
+    given: tuple[str, ...], passed: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(learn, "recipe_of", lambda *_, **options: asked.append(options))
+    monkeypatch.setattr(learn, "learn", lambda *_: tmp_path)
+    result = medsynth("train", "--task", "sparse-ct", "--data", tmp_path, "--out", tmp_path / "run", *given)
+    assert result.exit_code == 0
+    assert asked == [{"name": "run", "views": passed}]
 
 
 def test_a_fault_is_one_line_without_values_and_in_full_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,13 +25,19 @@ class Prepared:
     warnings: tuple[str, ...] = ()
 
 
+def _by_its_own_verb(*_: Any) -> Any:
+    raise TypeError("this task is no map from one volume to another: it has a verb of its own")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """A frozen description; a new task is one file that makes one of these.
 
+    outside: the target's value where there is no patient. range: what the target's unit may hold in a file. learns_from: what training
+    draws from: pairs of scans, or scans of the target and their own projections.
     prepare: (scan on the card's grid, mask on the same grid or None, force) -> Prepared; raises ScanError E-MODALITY for input that the
-    task cannot use, unless force. finish: (prediction [x y z] in network units, Prepared) -> [x y z] in the target's unit.
-    outside: the target's value where there is no patient. range: what the target's unit may hold in a file.
+    task cannot use, unless force. finish: (prediction [x y z] in network units, Prepared) -> [x y z] in the target's unit. Both are of
+    tasks that map a volume to a volume; one that reconstructs from measurements has its own verb and leaves them out.
     """
 
     name: str
@@ -41,5 +48,6 @@ class Task:
     model: str
     outside: float
     range: tuple[float, float]
-    prepare: Callable[[Volume, np.ndarray | None, bool], Prepared]
-    finish: Callable[[np.ndarray, Prepared], np.ndarray]
+    learns_from: Literal["pairs", "projections"] = "pairs"
+    prepare: Callable[[Volume, np.ndarray | None, bool], Prepared] = _by_its_own_verb
+    finish: Callable[[np.ndarray, Prepared], np.ndarray] = _by_its_own_verb

@@ -21,7 +21,7 @@ TOPS_HU = (3000, 3071)
 BODY_HU = -500.0
 GRID_TOLERANCE_VOXELS = 1e-2
 # What a file is, as the last word of its name: case_ct, case_mr_ct, or ct.nii.gz in a patient's folder (SynthRAD).
-WORDS = re.compile(r"(?:(?:^|[_-])(ct|sct|pred|mr|cbct|mask))+$", re.IGNORECASE)
+WORDS = re.compile(r"(?:(?:^|[_-])(ct|sct|pred|mr|cbct|mask|uncertainty))+$", re.IGNORECASE)
 CT_WORDS = ("", "ct", "sct", "pred")
 
 

@@ -7,26 +7,72 @@ holds a fingerprint of the scan, the model and the settings, and the hash of the
 import hashlib
 import json
 import shutil
-import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+from PIL import Image
 
 from medsynth import __version__
 from medsynth.core.errors import UsageError
-from medsynth.core.task import Prepared, Task
+from medsynth.core.task import Task
 from medsynth.core.volume import Volume
+from medsynth.core.windows import Window
 from medsynth.scans import dicom_write, folder, itk, nifti
 from medsynth.scans.files import replacing
 from medsynth.verbs import picture
-from medsynth.verbs.record import Case
 from medsynth.zoo import Model
-
-if TYPE_CHECKING:
-    from medsynth.verbs.synthesize import Settings
 
 Format = Literal["nifti", "dicom", "same"]
 DISCLAIMER = "synthetic, for research only"
+MAP = "uncertainty"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """What all outputs of a run share: where they go, and what made them.
+
+    model: None for a method that needs none. method: what it is called in that case. settings: what decides an output, without paths.
+    """
+
+    out: Path
+    task: Task
+    model: Model | None
+    method: str = ""
+    settings: dict[str, Any]
+    format: Format = "nifti"
+    allow_burned_in: bool = False
+
+    @property
+    def maker(self) -> str:
+        """The model, or the method, with its version."""
+        return f"{self.model.card.name} {self.model.card.version}" if self.model else f"{self.method} (medsynth {__version__})"
+
+    @property
+    def sha256(self) -> str:
+        """Of the model's weights; "" if there are none."""
+        return self.model.card.weights.sha256 if self.model and self.model.card.weights else ""
+
+    @property
+    def recipe(self) -> str:
+        """What was asked for, and how the card builds the model: the same weights under another configuration give another CT."""
+        built = self.model.card.model_dump(mode="json", include={"task", "generator", "config", "grid"}) if self.model else {}
+        return json.dumps({**self.settings, **built}, sort_keys=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """One finished scan. output: on the scan's grid, with its origin. picture: draws it. facts: further keys of the sidecar.
+
+    uncertainty: expected absolute error in the unit of the output, on the same grid.
+    """
+
+    output: Volume
+    picture: Callable[[], Image.Image]
+    warnings: tuple[str, ...]
+    facts: dict[str, Any] = field(default_factory=dict)
+    uncertainty: Volume | None = None
 
 
 def output_name(found: folder.Found, suffix: str, format_: Format) -> str:
@@ -39,44 +85,35 @@ def output_name(found: folder.Found, suffix: str, format_: Format) -> str:
     return f"{stem}.nii.gz"
 
 
-def write(
-    output: Volume,
-    scan: Volume,
-    prepared: Prepared,
-    task: Task,
-    model: Model,
-    settings: "Settings",
-    fingerprint: str,
-    seconds: dict[str, float],
-    began: float,
-) -> Case:
-    """Volume, picture, sidecar: in this order, each under a temporary name first."""
-    found = folder.Found(kind=scan.origin.kind, case=scan.origin.case, files=scan.origin.files, series=scan.origin.series)
-    name = output_name(found, task.suffix, settings.format)
-    path = settings.out / name
-    warnings = prepared.warnings + scan.origin.notes
-    sidecar_path = settings.out / f"{found.case}_{task.suffix}.json"
+def write(product: Product, making: Making, fingerprint: str) -> str:
+    """Volume, map if there is one, picture, sidecar: in this order, each under a temporary name first. Returns the volume's name."""
+    origin, suffix = product.output.origin, making.task.suffix
+    found = folder.Found(kind=origin.kind, case=origin.case, files=origin.files, series=origin.series)
+    name, map_name = output_name(found, suffix, making.format), f"{found.case}_{MAP}.nii.gz"
+    sidecar_path = making.out / f"{found.case}_{suffix}.json"
     sidecar_path.unlink(missing_ok=True)  # an earlier one must not vouch for files that are half replaced
-    _write_volume(output, path, model, settings)
-    image = picture.draw_pair(
-        scan, output, settings.windows, footer=f"{model.card.name} {model.card.version} · {DISCLAIMER}", warnings=warnings
-    )
-    picture.save(image, settings.out / f"{found.case}_{task.suffix}.png")
+    _write_volume(product.output, making.out / name, making)
+    if product.uncertainty is None:
+        (making.out / map_name).unlink(missing_ok=True)  # of another method, whose output this one replaces
+    else:
+        nifti.write(product.uncertainty, making.out / map_name, dtype="int16")
+    picture.save(product.picture(), making.out / f"{found.case}_{suffix}.png")
     sidecar: dict[str, Any] = {
-        "Description": f"{task.summary} {DISCLAIMER}",
+        "Description": f"{making.task.summary} {DISCLAIMER}",
         "GeneratedBy": {"Name": "medsynth", "Version": __version__},
-        "Model": {"Name": model.card.name, "Version": model.card.version, "Revision": model.revision, "Sha256": _sha256_of(model)},
-        "Sources": [file.name for file in scan.origin.files[:1]],
-        "Settings": described(settings),
-        "Units": task.target.unit,
-        "InputScale": vars(prepared.source_scale),
-        "Warnings": list(warnings),
+        "Model": _described_model(making),
+        "Sources": [file.name for file in origin.files[:1]],
+        "Settings": making.settings,
+        "Units": making.task.target.unit,
+        **product.facts,
+        "Warnings": list(product.warnings),
         "Fingerprint": fingerprint,
-        "Output": {"Name": name, "Sha256": content_hash(path)},
+        "Output": {"Name": name, "Sha256": content_hash(making.out / name)},
     }
-    _write_text(sidecar_path, json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n")
-    seconds["write"] = time.perf_counter() - began
-    return Case(case=found.case, status="done", output=name, warnings=warnings, seconds=seconds)
+    if product.uncertainty is not None:
+        sidecar["Uncertainty"] = {"Name": map_name, "Sha256": content_hash(making.out / map_name)}
+    write_json(sidecar_path, sidecar)
+    return name
 
 
 def describe_dataset(out: Path, task: Task) -> None:
@@ -87,36 +124,39 @@ def describe_dataset(out: Path, task: Task) -> None:
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "medsynth", "Version": __version__}],
     }
-    _write_text(out / "dataset_description.json", json.dumps(description, indent=2) + "\n")
+    write_json(out / "dataset_description.json", description, ascii_only=True)
 
 
-def fingerprint(found: folder.Found, mask: folder.Found | None, model: Model, settings: "Settings") -> str:
-    """What decides the output: the scan's bytes, the mask's, the model with its configuration, the settings and this version."""
+def fingerprint(files: Iterable[Path], making: Making, *further: str) -> str:
+    """What decides the output: the bytes of the files, the model with its configuration, the settings and this version."""
     digest = hashlib.sha256()
-    for part in (__version__, _sha256_of(model), _recipe(model, settings)):
+    for part in (__version__, making.sha256, making.recipe, *further):
         digest.update(part.encode())
-    for path in (*found.files, *(mask.files if mask else ())):
+    for path in files:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def is_complete(case: str, suffix: str, fingerprint_now: str, settings: "Settings") -> bool:
-    """Whether the output is there, whole, and made in the same way."""
+def is_complete(sidecar_path: Path, fingerprint_now: str, ending: str = ".png") -> bool:
+    """Whether the outputs that a sidecar names are there, whole, and made in the same way; and the file beside it with that ending."""
+    folder_, beside = sidecar_path.parent, sidecar_path.with_name(f"{sidecar_path.name.removesuffix('.json')}{ending}")
     try:
-        sidecar = json.loads((settings.out / f"{case}_{suffix}.json").read_text(encoding="utf-8"))
-        path = settings.out / sidecar["Output"]["Name"]
-        whole = path.exists() and content_hash(path) == sidecar["Output"]["Sha256"] and (settings.out / f"{case}_{suffix}.png").exists()
+        sidecar = json.loads(sidecar_path.read_text(encoding="utf-8"))
+        outputs = [sidecar["Output"], *([sidecar["Uncertainty"]] if "Uncertainty" in sidecar else [])]
+        whole = beside.exists() and all(content_hash(folder_ / output["Name"]) == output["Sha256"] for output in outputs)
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return whole and sidecar.get("Fingerprint") == fingerprint_now
 
 
-def described(settings: "Settings") -> dict[str, Any]:
-    """The settings that change an output, without paths."""
-    choices = {k: v for k, v in vars(settings.choices).items() if v is not None and v is not False and v != ""}
-    windows = [f"{w.width:g},{w.level:g}" for w in settings.windows]
-    flags = {k: True for k in ("force", "allow_burned_in") if getattr(settings, k)}
-    return {"task": settings.task, "format": settings.format, "mask": settings.mask is not None, "windows": windows, **flags, **choices}
+def described_windows(windows: Iterable[Window]) -> list[str]:
+    """As a record names them: `width,level`."""
+    return [f"{w.width:g},{w.level:g}" for w in windows]
+
+
+def described_choices(choices: folder.Choices) -> dict[str, Any]:
+    """Those that were made."""
+    return {k: v for k, v in vars(choices).items() if v is not None and v is not False and v != ""}
 
 
 def match_masks(path: Path | None, found: list[folder.Found]) -> dict[str, folder.Found]:
@@ -168,11 +208,22 @@ def remove_partial(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def write_json(path: Path, values: dict[str, Any], *, ascii_only: bool = False) -> None:
+    """The file in one piece."""
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=ascii_only) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """The file in one piece."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def _partial(out: Path) -> Iterable[Path]:
     return [path for path in out.iterdir() if path.name.startswith(".medsynth-")]
 
 
-def _write_volume(output: Volume, path: Path, model: Model, settings: "Settings") -> None:
+def _write_volume(output: Volume, path: Path, making: Making) -> None:
     if path.name.endswith(".nii.gz"):
         nifti.write(output, path, dtype="int16")
     elif path.suffix in (".nrrd", ".mha"):
@@ -181,23 +232,15 @@ def _write_volume(output: Volume, path: Path, model: Model, settings: "Settings"
         dicom_write.write(
             output,
             path,
-            model=f"{model.card.name} {model.card.version}",
-            model_sha256=_sha256_of(model),
-            settings=_recipe(model, settings),
-            allow_burned_in=settings.allow_burned_in,
+            model=making.maker,
+            model_sha256=making.sha256,
+            settings=making.recipe,
+            allow_burned_in=making.allow_burned_in,
         )
 
 
-def _write_text(path: Path, text: str) -> None:
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
-def _recipe(model: Model, settings: "Settings") -> str:
-    """What was asked for, and how the card builds the model: the same weights under another configuration give another CT."""
-    built = model.card.model_dump(mode="json", include={"task", "generator", "config", "grid"})
-    return json.dumps({**described(settings), **built}, sort_keys=True)
-
-
-def _sha256_of(model: Model) -> str:
-    return model.card.weights.sha256 if model.card.weights else ""
+def _described_model(making: Making) -> dict[str, str] | None:
+    if making.model is None:
+        return None
+    card = making.model.card
+    return {"Name": card.name, "Version": card.version, "Revision": making.model.revision, "Sha256": making.sha256}

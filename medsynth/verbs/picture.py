@@ -1,13 +1,14 @@
 """The picture of a scan or of a pair: axial, coronal and sagittal, in every HU window, and what a prediction differs by."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from medsynth.core import windows
+from medsynth.core import metrics, windows
 from medsynth.core.volume import Volume
 from medsynth.core.windows import DisplayScale, Range, Window
 from medsynth.scans import planes
@@ -21,17 +22,28 @@ READING = "Radiological convention: the patient's right is on the left. Position
 MIXED = "no difference is drawn between HU and values without unit"
 BODY_HU = -500.0  # above: the body, not the air
 BODY_SHARE = 0.1  # of the 99.5th percentile of a scan without unit
+AIR_HU, TOP_HU = -1000.0, 3072.0  # of PSNR: the span from metrics.LOW_HU to the top is 4096 HU
+MAP_SCALE = Range(low=0.0, high=200.0, caption="0 to 200 HU")
 PERCENT = Range(low=-25.0, high=25.0, caption="in % of each scan's grey levels, no HU")
+
+
+class Column(NamedTuple):
+    """A scan of a picture of results, what it is called there, and what its heading says besides."""
+
+    name: str
+    scan: Volume
+    said: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Shown:
-    """A scan in nearest RAS+ order, what the picture calls it, whether its values are HU, and how that is known."""
+    """A scan in nearest RAS+ order, what the picture calls it, whether its values are HU, how that is known, and what else to say of it."""
 
     name: str
     scan: Volume
     in_hu: bool
     known: str
+    said: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +97,41 @@ def draw_comparison(
     return canvas.draw(_side_by_side(title, [*series, _difference(before, after, views)], views, badge=badge, notes=(READING,)))
 
 
+def draw_results(
+    columns: Sequence[Column],
+    hu_windows: tuple[Window, ...],
+    *,
+    title: str,
+    differing: bool,
+    uncertainty: Volume | None = None,
+    at_mm: Point | None = None,
+    badge: str = "",
+    warnings: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> Image.Image:
+    """Several scans on one grid side by side in each window; then the last one's difference from the first, if asked for; then its map.
+
+    uncertainty: expected absolute error in HU, shown by MAP_SCALE whatever the windows. warnings, notes: below. Errors: as for `draw_scan`.
+    """
+    shown = [replace(_by_file(column.scan, column.name), said=column.said) for column in columns]
+    views = _views(shown, at_mm)
+    series = _all_series(shown, hu_windows, views)
+    mixed = differing and shown[0].in_hu != shown[-1].in_hu
+    if differing and not mixed:
+        series.append(_difference(shown[0], shown[-1], views))
+    if uncertainty is not None:
+        series.append(_map(planes.nearest_ras(uncertainty), views))
+    all_warnings = (*((MIXED,) if mixed else ()), *warnings)
+    return canvas.draw(_side_by_side(title, series, views, badge=badge, warnings=all_warnings, notes=(READING, *notes)))
+
+
+def psnr_text(reference: Volume, prediction: Volume) -> str:
+    """What a heading says of a CT against its reference on the same grid, over a span that it names; nothing below air counts."""
+    a, b = (np.maximum(scan.array, AIR_HU) for scan in (reference, prediction))
+    value = metrics.psnr(a, b, np.ones(a.shape, dtype=bool), top_hu=TOP_HU)
+    return f"PSNR {value:.1f} dB, span {TOP_HU - metrics.LOW_HU:.0f} HU"
+
+
 def is_ct(scan: Volume) -> bool:
     """Whether a scan is shown in HU: its file says that it is CT or, where the file says nothing, its values look like HU."""
     return _by_file(scan, "").in_hu
@@ -128,7 +175,12 @@ def _all_series(shown: Sequence[_Shown], hu_windows: Sequence[Window], views: Se
 
 def _series(shown: _Shown, scale: DisplayScale, views: Sequence[Plane]) -> _Series:
     panels = tuple(Panel(pixels=planes.cut(shown.scan, view), plane=view, scale=scale) for view in views)
-    return _Series(heading=Heading(title=shown.name, details=(shown.known, scale.caption)), panels=panels)
+    return _Series(heading=Heading(title=shown.name, details=(shown.known, scale.caption, *shown.said)), panels=panels)
+
+
+def _map(uncertainty: Volume, views: Sequence[Plane]) -> _Series:
+    panels = tuple(Panel(pixels=planes.cut(uncertainty, view), plane=view, scale=MAP_SCALE) for view in views)
+    return _Series(heading=Heading(title="expected error", details=("of the result, absolute", MAP_SCALE.caption)), panels=panels)
 
 
 def _difference(before: _Shown, after: _Shown, views: Sequence[Plane]) -> _Series:

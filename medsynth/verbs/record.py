@@ -24,7 +24,7 @@ Status = Literal["done", "skipped", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What became of one scan. seconds: by stage."""
+    """What became of one scan. seconds: by stage. measured: what a verb found out about it, ready for JSON."""
 
     case: str
     status: Status
@@ -35,6 +35,7 @@ class Case:
     exit: Exit = Exit.OK
     warnings: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def failed(cls, case: str, error: Exception | None) -> "Case":
@@ -59,18 +60,13 @@ class Case:
 class Record:
     """Collects cases and keeps the files current. No patient data: case names, codes, times."""
 
-    def __init__(self, out: Path, *, command: dict[str, Any], model: Model, device: str, precision: str) -> None:
+    def __init__(self, out: Path, *, command: dict[str, Any], model: Model | None, device: str, precision: str) -> None:
         self.cases: list[Case] = []
         self.out = out
         self._head = {
             "medsynth": __version__,
             "settings": command,
-            "model": {
-                "name": model.card.name,
-                "version": model.card.version,
-                "revision": model.revision,
-                "sha256": model.card.weights.sha256 if model.card.weights else "",
-            },
+            "model": _described(model),
             "device": device,
             "precision": precision.removeprefix("torch."),
             "machine": {
@@ -105,7 +101,7 @@ class Record:
 
     def _write(self, state: str) -> None:
         text = json.dumps(
-            {**self._head, "state": state, "updated": _now(), "cases": [asdict(case) for case in self.cases]}, indent=2, ensure_ascii=False
+            {**self._head, "state": state, "updated": _now(), "cases": [_row(case) for case in self.cases]}, indent=2, ensure_ascii=False
         )
         _replace(self.out / RUN, text + "\n")
         if self.failures:
@@ -116,6 +112,20 @@ class Record:
             _replace(self.out / FAILURES, table.getvalue())
         elif state == "finished":
             (self.out / FAILURES).unlink(missing_ok=True)
+
+
+def _described(model: Model | None) -> dict[str, str] | None:
+    """None for a method that needs no model."""
+    if model is None:
+        return None
+    card = model.card
+    sha256 = card.weights.sha256 if card.weights else ""
+    return {"name": card.name, "version": card.version, "revision": model.revision, "sha256": sha256}
+
+
+def _row(case: Case) -> dict[str, Any]:
+    row = asdict(case)
+    return row if case.measured else {key: value for key, value in row.items() if key != "measured"}
 
 
 def _known(error: Exception | None) -> MedsynthError | None:

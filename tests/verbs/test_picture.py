@@ -184,6 +184,27 @@ def test_a_ct_and_an_mr_have_no_difference_and_the_picture_says_so(written: list
     assert f"warning: {picture.MIXED}" in written
 
 
+def test_a_map_is_grey_in_a_scale_of_its_own(written: list[str]) -> None:
+    ct = ball((2.0, 2.0, 2.0))
+    expected = ct.with_array(np.where(ct.array > -500, 100, 0).astype(np.float32))
+    columns = (picture.Column("reference", ct), picture.Column("result", ct, ("PSNR 40.0 dB",)))
+    image = picture.draw_results(columns, (BRAIN,), title="ball", differing=True, uncertainty=expected, warnings=("few views",))
+    assert {"reference", "result", "difference", "expected error", "PSNR 40.0 dB", "0 to 200 HU", "warning: few views"} <= set(written)
+    boxes = panels(image)
+    assert len(boxes) == 12
+    last = boxes[3::4] if boxes[0][1] == boxes[1][1] else boxes[-3:]
+    for box in last:
+        grey = bright(image, box)
+        assert abs(int(grey[grey > 60].mean()) - 128) < 6
+
+
+def test_an_mr_among_the_results_has_no_difference_to_a_ct(written: list[str]) -> None:
+    ct = ball((2.0, 2.0, 2.0))
+    picture.draw_results((picture.Column("a", ct), picture.Column("b", mr_of(ct))), (BRAIN,), title="", differing=True)
+    assert "difference" not in written
+    assert f"warning: {picture.MIXED}" in written
+
+
 def test_a_ct_has_a_row_for_each_window() -> None:
     assert len(panels(picture.draw_scan(ball((2.0, 2.0, 2.0)), (BRAIN, WINDOWS["stroke"], BONE)))) == 9
 

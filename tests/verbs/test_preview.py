@@ -35,8 +35,17 @@ def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return drawn
 
 
-def draw(path: Path, other: Path | None = None, out: Path | None = None, *, windows: tuple[str, ...] = (), at: str = "") -> Path:
-    return preview(path, other, out, windows=windows, at=at, choices=Choices())
+def draw(
+    path: Path,
+    other: Path | None = None,
+    out: Path | None = None,
+    *,
+    windows: tuple[str, ...] = (),
+    at: str = "",
+    beside: tuple[Path, ...] = (),
+    uncertainty: Path | None = None,
+) -> Path:
+    return preview(path, other, out, windows=windows, at=at, choices=Choices(), beside=beside, uncertainty=uncertainty)
 
 
 def test_the_picture_lies_beside_the_scan_under_its_name_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -99,6 +108,33 @@ def test_what_medsynth_made_is_called_synthetic_and_other_scans_are_not(tmp_path
     texts.clear()
     draw(write(tmp_path / "ref.nii.gz"), scan)
     assert picture.SYNTHETIC in texts
+
+
+def test_further_results_and_a_map_stand_beside_the_reference_with_their_psnr(tmp_path: Path, texts: list[str]) -> None:
+    reference, result = write(tmp_path / "ref.nii.gz"), write(tmp_path / "net_ct.nii.gz")
+    tv = nib.load(write(tmp_path / "tv_ct.nii.gz"))
+    nib.save(nib.Nifti1Image((np.asarray(tv.dataobj) + 41).astype(np.int16), tv.affine), tmp_path / "tv_ct.nii.gz")
+    (tmp_path / "tv_ct.json").write_text('{"Reconstruction": {"Method": "tv", "Views": 18}}')
+    (tmp_path / "net_ct.json").write_text('{"GeneratedBy": {"Name": "medsynth"}, "Warnings": ["18 views do not show soft tissue"]}')
+    draw(reference, result, beside=(tmp_path / "tv_ct.nii.gz",), uncertainty=write(tmp_path / "map.nii.gz"), windows=("abdomen",))
+    headings = [text for text in texts if text in ("reference", "tv, 18 views", "net_ct", "difference", "expected error")]
+    assert headings == ["reference", "tv, 18 views", "net_ct", "difference", "expected error"]
+    assert {"PSNR 40.0 dB, span 4096 HU", "PSNR inf dB, span 4096 HU", "net_ct - reference", "0 to 200 HU"} <= set(texts)
+    assert "warning: 18 views do not show soft tissue" in texts
+
+
+def test_a_map_alone_stands_beside_its_ct(tmp_path: Path, texts: list[str]) -> None:
+    draw(write(tmp_path / "ct.nii.gz"), uncertainty=write(tmp_path / "map.nii.gz"))
+    assert "expected error" in texts
+    assert not {"difference", "reference"} & set(texts)
+
+
+@pytest.mark.parametrize("option", ["beside", "uncertainty"])
+def test_what_stands_beside_must_lie_on_the_same_grid(option: str, tmp_path: Path) -> None:
+    other = write(tmp_path / "other.nii.gz", shift_mm=1.0)
+    with pytest.raises(ScanError) as caught:
+        draw(write(tmp_path / "ref.nii.gz"), **{option: (other,) if option == "beside" else other})
+    assert caught.value.code == "E-GRID"
 
 
 @pytest.mark.parametrize(
