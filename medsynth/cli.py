@@ -333,7 +333,7 @@ def train(
     out: RunFolder = None,
     task: Annotated[str, typer.Option("--task", help="Train this task's default network anew on pairs of scans.", show_default=False)] = "",
     card: Recipe = None,
-    check: Annotated[bool, typer.Option("--check", help="Only read all pairs and say what is wrong with them.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only read all scans and say what is wrong with them.")] = False,
     device: Device = "auto",
     max_steps: MaxSteps = None,
     workers: Workers = 1,
@@ -354,7 +354,7 @@ def train(
         from medsynth.verbs import learn
 
         if check:
-            _check_pairs(learn.recipe_of(task, card, **special), data)
+            _check(learn.recipe_of(task, card, **special), data)
         if out is None:
             raise typer.BadParameter("a run needs a folder", param_hint="--out")
         options = learn.Options(device=device, max_steps=max_steps, workers=workers, say=typer.echo)
@@ -450,13 +450,12 @@ def _reported() -> Iterator[None]:
         raise typer.Exit(Exit.BUG) from None
 
 
-def _check_pairs(card: Any, data: Path) -> None:
-    from medsynth.verbs.check import render
-    from medsynth.verbs.learn import check_pairs
+def _check(card: Any, data: Path) -> None:
+    from medsynth.verbs.learn import check_data
 
-    report = check_pairs(card, data, typer.echo)
-    _print(*render(report))
-    raise typer.Exit(report.exit)
+    shown, status = check_data(card, data, typer.echo)
+    _print(*shown)
+    raise typer.Exit(status)
 
 
 def _choices(trust: str, series: str, volume: int | None, allow_gaps: bool) -> Any:

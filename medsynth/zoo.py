@@ -72,8 +72,8 @@ class TrainTable(_Table):
     """How the model was, or will be, trained. `source` says where pairs come from; names are label maps, or scans that are projected.
 
     A source of pairs, and one of projected scans that names none, is split by patient: `validation_share` of them is set aside, at least
-    one. views, slices, window: of projected scans, the numbers of views to learn, the slices of a sample, and the side in
-    voxels of the square that is learned from, 0 for all of the slice.
+    one. views, window: of projected scans, the numbers of views to learn, and the side in voxels of the square that a step learns from,
+    0 for all of the slice; the card's patch says how large slices are, and how many a sample has.
     """
 
     source: Literal["labels", "pairs", "projected"]
@@ -82,7 +82,6 @@ class TrainTable(_Table):
     validation_share: float = Field(default=0.15, gt=0, lt=1)
     texture: bool = False
     views: tuple[Count, ...] = ()
-    slices: int = Field(default=1, gt=0)
     window: int = Field(default=0, ge=0)
     steps: int = Field(gt=0)
     batch: int = Field(default=1, gt=0)
@@ -112,8 +111,8 @@ class TrainTable(_Table):
             raise ValueError("source pairs takes its names from the folder, and its texture from the scans: leave them out")
         if self.source == "projected" and (not self.views or bool(self.training) != bool(self.validation)):
             raise ValueError("source projected needs views, and names of scans for both training and validation or for none")
-        if self.source != "projected" and (self.views or self.slices > 1 or self.window):
-            raise ValueError("views, slices and window are of source projected alone")
+        if self.source != "projected" and (self.views or self.window):
+            raise ValueError("views and window are of source projected alone")
         if self.drift is not None and self.drift.warmup_steps >= self.steps:
             raise ValueError("drift.warmup_steps leaves no step for drifting")
         return self

@@ -35,8 +35,8 @@ def drift_loss(
     gen, pos, neg: generated, real and repelling vectors of b problems; weights: how much each counts (default 1). temperatures: of the
     kernel exp(-distance / temperature), distances in units of their mean. floor: least product of the two softmaxes; 0 where the samples
     are tokens of one image, hundreds to a problem, or the floor turns the sharpest field into a difference of means. self_distance: added
-    to each sample's distance to itself, in mean distances: a large one masks it. 0 where a sample's own target is among the positives:
-    with that near it, and itself masked, a sample would be driven off all others even at an exact match. pair_distance: added to each
+    to each sample's distance to itself, in mean distances: a large one masks it. With a sample's own target near it among the positives,
+    and itself masked, it would be driven off all others even at an exact match: mask both, or neither. pair_distance: added to each
     sample's distance to the positive of its own place in the list, its target in paired data: a large one, with a large self_distance,
     leaves a field between the two distributions, which knows nothing of pairs.
 

@@ -87,10 +87,10 @@ class SparseView(nn.Module):
         operator = condition.acquisition.operator(sinogram.device)
         for number in range(condition.passes - 1):
             with torch.no_grad():
-                image, _ = self._pass(operator, sinogram, consistent, before, number, volumes)
+                image, _ = self.one_pass(operator, sinogram, consistent, before, number, volumes)
                 before = image.clamp(*IMAGE_RANGE_HU)
                 consistent = self.agreeing(operator, sinogram, before)
-        image, log_error = self._pass(operator, sinogram, consistent, before, condition.passes - 1, volumes, condition.window)
+        image, log_error = self.one_pass(operator, sinogram, consistent, before, condition.passes - 1, volumes, condition.window)
         return torch.stack([scale.encode(from_slices(image, volumes)), from_slices(log_error, volumes)], dim=1)
 
     def image(self, answer: Float[Tensor, "b 2 x y z"]) -> Float[Tensor, "b 1 x y z"]:
@@ -99,7 +99,11 @@ class SparseView(nn.Module):
 
     def uncertainty(self, answer: Float[Tensor, "b 2 x y z"]) -> Float[Tensor, "b 1 x y z"]:
         """Absolute error that is to be expected, HU."""
-        return answer[:, 1:].clamp(*LOG_ERROR_RANGE).exp() * (CORRECTION_HU * self.config.error_scale)
+        return self.expected_error(answer[:, 1:])
+
+    def expected_error(self, log_error: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """HU, from the network's logarithm of it."""
+        return log_error.clamp(*LOG_ERROR_RANGE).exp() * (CORRECTION_HU * self.config.error_scale)
 
     def fidelity(self, answer: Float[Tensor, "b 2 x y z"], target: Target) -> dict[str, Float[Tensor, ""]]:
         """Smooth L1 of the image in units of CORRECTION_HU, and the Laplace likelihood of its error; weighted means.
@@ -125,7 +129,7 @@ class SparseView(nn.Module):
         with torch.autocast(sinogram.device.type, enabled=False):
             return mu_to_hu(accelerated_sirt(operator, sinogram, self.config.consistency_steps, start=attenuation(image_hu)))
 
-    def _pass(
+    def one_pass(
         self,
         operator: Projector,
         sinogram: Float[Tensor, "s v d"],
@@ -135,7 +139,11 @@ class SparseView(nn.Module):
         volumes: int,
         window: tuple[int, int, int] | None = None,
     ) -> tuple[Float[Tensor, "s j i"], Float[Tensor, "s j i"]]:
-        """One evaluation of the network: the image in HU, and the logarithm of its expected error, in the window."""
+        """One evaluation of the network: the image in HU, and the logarithm of its expected error, in the window.
+
+        consistent, before: the data-consistent image that is corrected, and what it was made from: filtered backprojection, or the image of
+        the pass before; HU. number: of the pass, from 0. volumes: how many the slices are of; neighbours are looked up within each.
+        """
         with torch.autocast(sinogram.device.type, enabled=False):
             unexplained = operator.fbp(sinogram - operator.forward(hu_to_mu(consistent).clamp(min=0)), "hann-pixel")
             residual_hu = unexplained * (1000 / MU_WATER_PER_MM)

@@ -124,8 +124,11 @@ class Drifting:
 
 
 def insist_enough(table: DriftTable, batch: int) -> None:
-    """Raises UsageError E-DRIFT if a step generates fewer than four samples, over all processes, and no generated ones are kept."""
-    if batch < FEWEST and table.generated_queue < FEWEST - batch:
+    """Raises UsageError E-DRIFT if a step generates fewer than four samples, over all processes, and no generated ones are kept.
+
+    Tiles of a patch are samples too; how many there are, the first step shows.
+    """
+    if table.tile is None and batch < FEWEST and table.generated_queue < FEWEST - batch:
         raise UsageError(
             "E-DRIFT",
             f"drifting compares generated samples with each other, and a batch of {batch} is too few: {FEWEST} are needed",

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from medsynth.core.generator import Condition, Target, place_of
+from medsynth.core.generator import PLACES, Condition, Target
 from medsynth.core.quantity import CT
 from medsynth.physics.acquisition import Acquisition, consistent_start, from_slices
 from medsynth.physics.ct import attenuation, mu_to_hu
@@ -32,7 +32,7 @@ LOG10_PHOTONS = (5.5, 6.5)
 BATCHES_A_GROUP, USES = 4, 2
 AIR_HU, TOP_HU = -1000.0, 3095.0
 DEEP_MM, DEEP_SHARE = 150.0, 0.3  # scans this long are also cut across: coronal and sagittal slices are other anatomy
-PASSES_FROM = 150  # pairs before the first with several passes: a network that knows nothing teaches nothing to its second pass
+PASSES_FROM = 150  # batches before the first with several passes: a network that knows nothing teaches nothing to its second pass
 PASSES = {1: 0.6, 2: 0.28, 3: 0.12}
 WINDOW_REACH = 0.25  # of the slice's side: how far from its middle a window's own may lie
 MARGIN = 8
@@ -127,7 +127,7 @@ class ProjectedSlabs:
         rng = np.random.default_rng((self.seed, VALIDATION_OFFSET + index))
         turn, which = divmod(index, len(self.views))
         stack = turn % len(self.stacks)
-        recipe = draw_plain(rng, stack, self.stacks[stack], self.slices)
+        recipe = draw_plain(rng, stack, self.stacks[stack], self.slices, self.size)
         group = Group(self.views[which], VALIDATION_PIXEL_MM, VALIDATION_PHOTONS, index, (recipe,))
         return *simulate(group, self.stacks, self.slices, self.size, device)[0], f"views{self.views[which]}"
 
@@ -192,9 +192,9 @@ def draw_slab(rng: np.random.Generator, index: int, stack: Stack, slices: int) -
     )
 
 
-def draw_plain(rng: np.random.Generator, index: int, stack: Stack, slices: int) -> Recipe:
-    """A slab for validation: axial slices of the scan as it is, the whole plane in view."""
-    half_mm = SIZE * VALIDATION_PIXEL_MM / 2
+def draw_plain(rng: np.random.Generator, index: int, stack: Stack, slices: int, size: int = SIZE) -> Recipe:
+    """A slab for validation: axial slices of the scan as it is, around the middle of its plane."""
+    half_mm = size * VALIDATION_PIXEL_MM / 2
     return Recipe(
         stack=index,
         axis=0,
@@ -224,11 +224,11 @@ def simulate(group: Group, stacks: Sequence[Stack], slices: int, size: int, devi
     targets = from_slices(target_hu, count)[:, None]
     pairs: list[tuple[Condition, Target]] = []
     for i, recipe in enumerate(group.recipes):
-        height = place_of(recipe.first + slices * recipe.apart / 2, stacks[recipe.stack].ct_hu.shape[recipe.axis])
+        place = _place(recipe, stacks[recipe.stack], slices)
         own = sinogram[i * slices : (i + 1) * slices]
         condition = Condition(image=scale.encode(inputs[i : i + 1]), sinogram=own[None].contiguous(), acquisition=acquisition)
         image = scale.encode(targets[i : i + 1])
-        pairs.append((condition, Target(image=image, weight=torch.ones_like(image), place=height.to(device))))
+        pairs.append((condition, Target(image=image, weight=torch.ones_like(image), place=place.to(device))))
     return pairs
 
 
@@ -261,6 +261,13 @@ def read_stack(path: Path, name: str) -> Stack:
     with np.load(path) as file:
         z, y, x = (float(step) for step in file["spacing_mm"])
         return Stack(name, file["ct_hu"], (z, y, x), path.stem)
+
+
+def _place(recipe: Recipe, stack: Stack, slices: int) -> Int[Tensor, " 1"]:
+    """Drifting compares like with like: heights of axial slabs by halves of the places, fronts and sides each by a quarter."""
+    first, count = {0: (0, PLACES // 2), 1: (PLACES // 2, PLACES // 4), 2: (PLACES * 3 // 4, PLACES // 4)}[recipe.axis]
+    along = (recipe.first + slices * recipe.apart / 2) / stack.ct_hu.shape[recipe.axis]
+    return torch.tensor([first + min(count - 1, int(count * along))])
 
 
 def _plane_mm(stack: Stack, axis: int) -> tuple[float, float]:

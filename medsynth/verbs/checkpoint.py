@@ -22,7 +22,7 @@ def fingerprint(card: Card, data: str) -> str:
     """What a checkpoint must share with the card to be continued: network, data and objective, not the number of steps."""
     parts = card.model_dump_json(include={"generator", "config", "grid"}) + data
     if card.train is not None:
-        same = {"source", "training", "texture", "batch", "accumulate", "seed", "drift"}
+        same = {"source", "training", "validation", "texture", "views", "window", "batch", "accumulate", "seed", "drift"}
         parts += card.train.model_dump_json(include=same)
     return hashlib.sha256(parts.encode()).hexdigest()
 

@@ -3,29 +3,26 @@
 A folder of pairs is checked and packed first; a folder of label maps is drawn from as it is.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import torch
-from lightning_fabric import Fabric
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from medsynth import tasks, zoo
-from medsynth.core.errors import UsageError
+from medsynth.core.errors import Exit, UsageError
 from medsynth.core.recipe import DriftTable
 from medsynth.core.task import Task
 from medsynth.generators import build
 from medsynth.nets.frozen import FrozenEncoder
 from medsynth.objectives.drifting import insist_enough
-from medsynth.sources import Source
-from medsynth.sources.labels import LabelPairs
 from medsynth.verbs.checkpoint import make_folder
 from medsynth.verbs.encoders import load_encoder
 from medsynth.verbs.loader import own_share
+from medsynth.verbs.supply import cache_folder, sources
 from medsynth.verbs.train import Run, launch, train
 from medsynth.zoo import Card, Data, Model, TrainTable
 
@@ -43,7 +40,6 @@ FROM_PAIRS = TrainTable(
 FROM_PROJECTIONS = TrainTable(
     source="projected",
     views=(18, 36, 72),
-    slices=4,
     window=144,
     steps=40_000,
     betas=(0.9, 0.99),
@@ -56,6 +52,8 @@ FROM_PROJECTIONS = TrainTable(
 )
 FINETUNED: dict[str, Any] = {"steps": 2000, "batch": 4, "learning_rate": 1e-4, "warmup_steps": 100, "validate_every": 250}
 FINETUNED_DRIFT = DriftTable(warmup_steps=100, ramp_steps=400)
+FINETUNED_SLABS = FINETUNED_DRIFT.model_copy(update={"tile": (64, 64, 16)})
+MOST_VIEWS = 180  # whose matrix of 512 x 512 pixels, which simulates, is kept in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,26 +74,33 @@ def recipe_of(task: str, path: Path | None, *, name: str = "model", views: tuple
     """
     if path is None:
         table = FROM_PROJECTIONS if tasks.get(task).learns_from == "projections" else FROM_PAIRS
-        return _recipe(zoo.find(tasks.get(task).model).card, name, table.model_copy(update={"views": views} if views else {}))
+        return _recipe(zoo.find(tasks.get(task).model).card, name, _updated(table, {"views": views} if views else {}))
     card = zoo.read_card(path / zoo.CARD if path.is_dir() else path)
     if card.train is None:
         raise UsageError("E-CARD", f"the card of {card.name} has no [train] table", remedy="add one: docs/cards.md lists its keys")
     return card
 
 
-def check_pairs(card: Card, data: Path, say: Callable[[str], None]) -> Any:
-    """The report of `verbs.check` on pairs for a card. Raises UsageError E-CARD if the card does not take pairs."""
-    from medsynth.verbs.check import check
+def check_data(card: Card, data: Path, say: Callable[[str], None]) -> tuple[list[Any], Exit]:
+    """What is wrong with pairs or CTs that a card would learn from, for the terminal, and the exit status.
+
+    Raises UsageError E-CARD if the card draws from label maps.
+    """
+    from medsynth.verbs import check, checkslices
 
     table, grid = card.train, card.grid
+    if table is not None and table.source == "projected":
+        scans = checkslices.check(data, table, cache=cache_folder("slices"), say=say)
+        return checkslices.render(scans), Exit.OK
     if table is None or table.source != "pairs":
-        raise UsageError("E-CARD", f"{card.name} draws from label maps; only pairs are checked", remedy='a card with source = "pairs"')
+        raise UsageError("E-CARD", f"{card.name} draws from label maps; only scans are checked", remedy='a card with source = "pairs"')
     share, seed = table.validation_share, table.seed
-    return check(data, _task(card), grid.spacing_mm, grid.patch, cache=_cache("pairs"), share=share, seed=seed, say=say)
+    report = check.check(data, _task(card), grid.spacing_mm, grid.patch, cache=cache_folder("pairs"), share=share, seed=seed, say=say)
+    return check.render(report), report.exit
 
 
 def finetune(reference: str, data: Path, out: Path, options: Options, *, card: Path | None = None) -> Path:
-    """Trains a model further, with drifting, on pairs or on the label maps that its card names.
+    """Trains a model further, with drifting, on pairs, on the label maps that its card names, or on CTs and their own projections.
 
     card: a recipe for it, with the model's generator, configuration and grid; by default short, with a small learning rate.
     Raises UsageError E-CARD if the recipe is for another network.
@@ -109,6 +114,10 @@ def finetune(reference: str, data: Path, out: Path, options: Options, *, card: P
     elif base.train is not None and _holds(data, base.train):
         table = base.train.model_copy(update=FINETUNED | {"texture": True, "drift": FINETUNED_DRIFT})
         recipe = _recipe(base, out.name, table, base.data)
+    elif _task(base).learns_from == "projections":
+        learned = base.train if base.train is not None and base.train.source == "projected" else FROM_PROJECTIONS
+        own: dict[str, Any] = {"training": (), "validation": (), "batch": 1, "drift": FINETUNED_SLABS}
+        recipe = _recipe(base, out.name, _updated(learned, FINETUNED | own))
     else:
         recipe = _recipe(base, out.name, FROM_PAIRS.model_copy(update=FINETUNED | {"drift": FINETUNED_DRIFT}))
     return learn(recipe, data, out, options, start=model)
@@ -130,7 +139,7 @@ def learn(card: Card, data: Path, out: Path, options: Options, *, start: Model |
     own_share(table, fabric)
     make_folder(out)
     say = options.say if fabric.is_global_zero else _nothing
-    training, validation, digest = _sources(card, data, fabric, say)
+    training, validation, digest = sources(card, data, fabric, say)
     started_from = start.card.weights.sha256 if start is not None and start.card.weights is not None else ""
     run = Run(
         fabric=fabric,
@@ -164,12 +173,14 @@ def _encoder(card: Card) -> tuple[FrozenEncoder | None, str]:
 
 def _try(card: Card, encoder: FrozenEncoder | None) -> None:
     """Raises UsageError E-CARD if the card's patch does not suit its network or its encoder, or the encoder lacks a stage."""
+    assert card.train is not None
     stride = build(card.generator, card.config).stride
-    if any(side % stride for side in card.grid.patch):
+    if card.train.source == "projected":
+        _try_slabs(card, card.train, stride)
+    elif any(side % stride for side in card.grid.patch):
         raise UsageError("E-CARD", f"grid.patch {card.grid.patch} does not suit the network", remedy=f"multiples of {stride}")
     if encoder is None:
         return
-    assert card.train is not None
     assert card.train.drift is not None
     shape = card.train.drift.tile or card.grid.patch
     try:
@@ -183,91 +194,34 @@ def _try(card: Card, encoder: FrozenEncoder | None) -> None:
         raise UsageError("E-CARD", f"the encoder has {len(stages)} stages", remedy=f"train.drift.stages from 0 to {len(stages) - 1}")
 
 
-def _sources(card: Card, data: Path, fabric: Fabric, say: Callable[[str], None]) -> tuple[Source, Source, str]:
-    """Training, validation, and what identifies them."""
-    assert card.train is not None
-    match card.train.source:
-        case "labels":
-            return _labels(card, data)
-        case "pairs":
-            return _pairs(card, data, fabric, say)
-        case "projected":
-            return _projected(card, data, fabric, say)
+def _try_slabs(card: Card, table: TrainTable, stride: int) -> None:
+    """Raises UsageError E-CARD if slab, window or views cannot be learned from."""
+    from medsynth.sources.projected import MARGIN
+
+    width, height, _ = card.grid.patch
+    if width != height or width % stride:
+        remedy = f"a square whose sides are multiples of {stride}, and a number of slices"
+        raise UsageError("E-CARD", f"grid.patch {card.grid.patch} is no slab of this network", remedy=remedy)
+    if table.window and (table.window % stride or not 2 * MARGIN < table.window <= width):
+        remedy = f"0, or a multiple of {stride} above {2 * MARGIN} and up to {width}"
+        raise UsageError("E-CARD", f"train.window {table.window} does not suit the network", remedy=remedy)
+    if max(table.views) > MOST_VIEWS:
+        raise UsageError("E-CARD", f"{max(table.views)} views are too many to simulate", remedy=f"train.views up to {MOST_VIEWS}")
 
 
-def _labels(card: Card, data: Path) -> tuple[Source, Source, str]:
-    table = card.train
-    assert table is not None
-    if len(set(card.grid.spacing_mm)) > 1:
-        raise UsageError("E-CARD", "the label source draws on one spacing for all axes", remedy="give spacing_mm three equal values")
-    training, validation = (
-        LabelPairs(
-            data,
-            names,
-            cache=_cache("packed"),
-            patch=card.grid.patch,
-            spacing_mm=card.grid.spacing_mm[0],
-            seed=table.seed,
-            texture=table.texture,
-        )
-        for names in (table.training, table.validation)
-    )
-    return training, validation, training.digest
-
-
-def _pairs(card: Card, data: Path, fabric: Fabric, say: Callable[[str], None]) -> tuple[Source, Source, str]:
-    """Checked and packed by the first process of each machine; the others wait and find everything in the cache."""
-    from medsynth.scans.pairs import find_pairs, split  # these read scans, which training from a cache needs not
-    from medsynth.sources.paired import PairedScans
-    from medsynth.verbs.check import check, insist
-    from medsynth.verbs.pack import pack, unpacked
-
-    table = card.train
-    assert table is not None
-    task, spacing_mm, cache = _task(card), card.grid.spacing_mm, _cache("pairs")
-    cases = find_pairs(data, source=task.source.name, target=task.target.name)
-    sides = split(cases, share=table.validation_share, seed=table.seed)
-    if fabric.local_rank == 0 and unpacked(cases, spacing_mm, task, cache):
-        share, seed = table.validation_share, table.seed
-        report = check(data, task, spacing_mm, card.grid.patch, cache=cache, share=share, seed=seed, say=say)
-        insist(report)
-        for one in report.suspicions:
-            say(f"suspicious: {one.case}: {one.cause}")
-        pack(cases, spacing_mm, task, cache, say)
-    fabric.barrier()
-    files = [tuple(pack(side, spacing_mm, task, cache, _nothing)) for side in sides]
-    say(f"{len(sides[0])} pairs to learn from, {len(sides[1])} set aside, by patient")
-    training, validation = (PairedScans(paths, patch=card.grid.patch, spacing_mm=spacing_mm, seed=table.seed) for paths in files)
-    names = "|".join(path.name for paths in files for path in paths)
-    return training, validation, hashlib.sha256(names.encode()).hexdigest()
-
-
-def _projected(card: Card, data: Path, fabric: Fabric, say: Callable[[str], None]) -> tuple[Source, Source, str]:
-    """CTs, packed by the first process of each machine, and their own sinograms."""
-    from medsynth.sources.projected import ProjectedSlabs
-    from medsynth.verbs.packslices import pack, split
-
-    table = card.train
-    assert table is not None
-    names = (*table.training, *table.validation)
-    if fabric.local_rank == 0:
-        pack(data, _cache("slices"), names=names, say=say)
-    fabric.barrier()
-    stacks = pack(data, _cache("slices"), names=names, say=_nothing)
-    count = len(table.training)
-    sides = (stacks[:count], stacks[count:]) if names else split(data, stacks, share=table.validation_share, seed=table.seed)
-    say(f"{len(sides[0])} scans to learn from, {len(sides[1])} set aside, by patient")
-    size, batch = card.grid.patch[0], own_share(table, fabric)
-    training, validation = (
-        ProjectedSlabs(side, views=table.views, slices=table.slices, batch=batch, seed=table.seed, size=size, window=table.window)
-        for side in sides
-    )
-    return training, validation, hashlib.sha256("|".join(stack.digest for side in sides for stack in side).encode()).hexdigest()
+def _updated(table: TrainTable, changes: dict[str, Any]) -> TrainTable:
+    """The table with other values, checked. Raises UsageError E-CARD."""
+    try:
+        return TrainTable.model_validate({**{name: getattr(table, name) for name in TrainTable.model_fields}, **changes})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(["train", *(str(part) for part in first["loc"])])
+        raise UsageError("E-CARD", f"{where}: {first['msg']}", remedy="docs/cards.md lists the settings") from None
 
 
 def _recipe(base: Card, name: str, table: TrainTable, data: Data | None = None) -> Card:
     """A card for a new model on the network of another; what the other one's weights were measured and licensed for does not carry over."""
-    given = Data(training="pairs given by the user", validation="patients set aside by the [train] table", licence="the user's own")
+    given = Data(training="scans given by the user", validation="patients set aside by the [train] table", licence="the user's own")
     return base.model_copy(
         update={
             "name": _slug(name),
@@ -292,10 +246,6 @@ def _holds(data: Path, table: TrainTable) -> bool:
     endings = (".nii", ".nii.gz", ".npz")
     stems = {path.name.split(".")[0].split("-")[0] for path in data.glob("*") if path.name.endswith(endings)}
     return table.source == "labels" and all(any(stem == n or stem.rsplit("_", 1)[-1] == n for stem in stems) for n in table.training)
-
-
-def _cache(name: str) -> Path:
-    return Path(platformdirs.user_cache_dir("medsynth")) / name
 
 
 def _nothing(line: str) -> None:

@@ -44,7 +44,8 @@ def backward(
     (gradient,) = torch.autograd.grad(torch.stack(list(figures.values())).sum(), leaf)
     if drifting is not None and rho > 0:
         started = _now(fabric)
-        loss, of_drift = drifting(_in_hu(generator.image(leaf)), _in_hu(target.image), _place(target))
+        seen = trusted(drifting, target)
+        loss, of_drift = drifting(_in_hu(generator.image(leaf))[seen], _in_hu(target.image)[seen], _place(target))
         (toward_real,) = torch.autograd.grad(loss, leaf)
         toward_real = toward_real * fabric.world_size  # gradients are averaged over the processes; these samples are this one's alone
         gradient, of_both = coordinate(gradient, toward_real, method=drifting.table.coordination, rho=rho)
@@ -54,6 +55,18 @@ def backward(
     insist_finite({name: value.item() for name, value in figures.items()})
     fabric.backward(answer, gradient=gradient * share)
     return figures
+
+
+def trusted(drifting: Drifting, target: Target) -> tuple[slice, ...]:
+    """What of the images drifting compares: all, or, cut into tiles, the box outside of which no voxel counts."""
+    if drifting.table.tile is None:
+        return (slice(None),) * 5
+    counts = target.weight.amax(dim=(0, 1)) > 0
+    box: list[slice] = []
+    for axis in range(3):
+        places = counts.any(dim=tuple(other for other in range(3) if other != axis)).nonzero()[:, 0]
+        box.append(slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(None))
+    return (slice(None), slice(None), *box)
 
 
 def insist_finite(figures: dict[str, float]) -> None:

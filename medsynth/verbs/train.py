@@ -28,7 +28,7 @@ from medsynth.sources import Source
 from medsynth.verbs import checkpoint, picture
 from medsynth.verbs.device import resolve
 from medsynth.verbs.loader import Batch, Span, batches
-from medsynth.verbs.step import Answering, backward, insist_finite
+from medsynth.verbs.step import Answering, backward, insist_finite, trusted
 from medsynth.verbs.trainlog import TrainLog
 from medsynth.verbs.validation import draw_sample, score, validate
 from medsynth.zoo import Card, TrainTable
@@ -195,7 +195,8 @@ def _drifting(fabric: Fabric, table: TrainTable, run: Run, stored: dict[str, Any
         drifting.load(checkpoint.on(fabric.device, stored["drifting"]))
     else:
         pairs = (run.training.training_pair(CALIBRATION + i, fabric.device) for i in range(table.drift.calibration))
-        drifting.calibrate([CT().fit().decode(target.image.to(fabric.device)) for _, target in pairs])
+        targets = ((target.image[trusted(drifting, target)]).to(fabric.device) for _, target in pairs)
+        drifting.calibrate([CT().fit().decode(image) for image in targets])
     return drifting
 
 
