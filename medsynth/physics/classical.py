@@ -14,7 +14,8 @@ from torch import Tensor
 
 from medsynth.physics.ct import MU_WATER_PER_MM, Projector
 
-# Of mu / mu_water, by views: best PSNR and MAE over 10 slices of training scans, fan beam, i0 1e6, 256 x 256; about 0.0108 / views.
+# Of mu / mu_water, by views: tuned by benchmarks/tune_tv.py for PSNR and MAE over 8 slices of training scans;
+# fan beam, i0 1e6, 256 x 256 and the like; about 0.0108 / views.
 TV_WEIGHT = {18: 0.0006, 36: 0.0003, 72: 0.00015}
 DUAL_STEP = 1.9 / 8  # below 2 / ||gradient||^2, which is 8 in two dimensions
 TINY = 1e-30

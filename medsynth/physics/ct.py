@@ -24,7 +24,7 @@ MU_WATER_PER_MM = 0.0192
 MATRIX_LIMIT_BYTES = 2.5e9
 BACKPROJECTION_KEPT_BYTES = 512e6
 BACKPROJECTION_BLOCK_BYTES = 128e6
-KEPT_BYTES = 4e9  # of all projectors: enough for training with three pixel sizes, three numbers of views, and finer grids to project from
+KEPT_BYTES = 1.5e9  # of all projectors, unless `keep_projectors` says otherwise: with those of the scan at work a machine of 8 GB does
 
 
 def hu_to_mu(hu: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -128,18 +128,46 @@ class Projector:
 
 
 def projector(geometry: Geometry, grid: ImageGrid, device: torch.device = torch.device("cpu")) -> Projector:  # noqa: B008
-    """The projector of a geometry and grid, which is kept with its matrices; those used longest ago are given up beyond `KEPT_BYTES`."""
-    key = (geometry, grid, device)
-    with _lock:
-        found = _kept.pop(key, None) or Projector(geometry, grid, device)
-        _kept[key] = found
-        while len(_kept) > 1 and sum(each.held_bytes for each in _kept.values()) > KEPT_BYTES:
-            _kept.popitem(last=False)
-    return found
+    """The projector of a geometry and grid, kept with its matrices; those used longest ago are given up beyond `keep_projectors`' limit."""
+    return _kept.projector(geometry, grid, device)
 
 
-_kept: OrderedDict[tuple[Geometry, ImageGrid, torch.device], Projector] = OrderedDict()
-_lock = Lock()
+def keep_projectors(limit_bytes: float = KEPT_BYTES) -> None:
+    """How much the matrices of all kept projectors may take together; beyond it, those used longest ago are given up, now and later.
+
+    The projector that is asked for is kept whatever it takes. Training with three pixel sizes, three numbers of views and two grids uses
+    them in turn and needs 4e9: below that, matrices are built again and again.
+    """
+    _kept.limit(limit_bytes)
+
+
+class _Kept:
+    """Projectors in the order of their last use. Threads share them."""
+
+    def __init__(self) -> None:
+        self._limit_bytes = KEPT_BYTES
+        self._projectors: OrderedDict[tuple[Geometry, ImageGrid, torch.device], Projector] = OrderedDict()
+        self._lock = Lock()
+
+    def projector(self, geometry: Geometry, grid: ImageGrid, device: torch.device) -> Projector:
+        key = (geometry, grid, device)
+        with self._lock:
+            found = self._projectors.pop(key, None) or Projector(geometry, grid, device)
+            self._projectors[key] = found
+            self._give_up()
+        return found
+
+    def limit(self, limit_bytes: float) -> None:
+        with self._lock:
+            self._limit_bytes = limit_bytes
+            self._give_up()
+
+    def _give_up(self) -> None:
+        while len(self._projectors) > 1 and sum(each.held_bytes for each in self._projectors.values()) > self._limit_bytes:
+            self._projectors.popitem(last=False)
+
+
+_kept = _Kept()
 
 
 def relative_residual(operator: Projector, mu: Float[Tensor, "s y x"], sinogram: Float[Tensor, "s v d"]) -> Float[Tensor, " s"]:

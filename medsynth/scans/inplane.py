@@ -94,7 +94,7 @@ def onto(volume: Volume, grid: PlaneGrid, slices: slice, *, finer: int = 1) -> F
 def off(image: Float32[np.ndarray, "s y x"], grid: PlaneGrid, volume: Volume) -> Float32[np.ndarray, "i j s"]:
     """All slices from the grid onto the voxels [x y z] of the volume, in nearest RAS+ order, that the grid was made for.
 
-    A value is kept between those of the pixels around it, since a spline swings past them at edges.
+    A value is kept between those of the pixels around it, since a spline swings past them at edges: of all that its voxel reaches into.
     """
     turned = image[:, ::-1, ::-1]
     if _is_sheared(volume.affine_ras):
@@ -103,9 +103,10 @@ def off(image: Float32[np.ndarray, "s y x"], grid: PlaneGrid, volume: Volume) ->
     axes = _voxels(volume, grid)
     along_x, along_y = (_means(pixels, voxels, 3) for voxels in axes)
     nearest = np.ix_(*(_nearest(pixels, voxels) for voxels in axes))
+    around_x, around_y = (_around(pixels, voxels) for voxels in axes)
     result = np.empty(volume.shape, dtype=np.float32)
     for k, plane in enumerate(turned):
-        low, high = (extreme(plane, 3).T[nearest] for extreme in (ndimage.minimum_filter, ndimage.maximum_filter))
+        low, high = (extreme(plane, (around_y, around_x)).T[nearest] for extreme in (ndimage.minimum_filter, ndimage.maximum_filter))
         result[:, :, k] = np.clip(along_x @ plane.T @ along_y.T, low, high)
     return result
 
@@ -151,3 +152,8 @@ def _nearest(pixels: _Axis, voxels: _Axis) -> np.ndarray:
     """The pixel that holds the middle of each voxel."""
     middles = (voxels.edges_mm[:-1] + voxels.edges_mm[1:]) / 2
     return np.floor(middles / pixels.step_mm + pixels.before).astype(int).clip(0, pixels.cells - 1)
+
+
+def _around(pixels: _Axis, voxels: _Axis) -> int:
+    """Pixels, the nearest one in the middle, that a voxel reaches into and that lie beside it: at least 3."""
+    return 2 * max(1, math.ceil(voxels.step_mm / pixels.step_mm / 2 - 1e-4)) + 1

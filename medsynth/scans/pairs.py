@@ -25,6 +25,7 @@ from medsynth.scans import folder
 MASK, TABLE = "mask", "pairs.csv"
 SIDES: dict[str, Literal["", "training", "validation"]] = {"": "", "train": "training", "validation": "validation"}
 MR_SUFFIXES = ("T1w", "T2w", "FLAIR", "PDw", "T2starw", "UNIT1", "mr")
+ROLES = {"ct", "mr", "mri", "image", "images", "scan", "scans"}  # folders so named say what is in them, not whose it is
 DEPTH = 6  # of folders below the data; links may lead in a circle
 LISTED = 12
 LAYOUTS = (
@@ -269,8 +270,8 @@ def _folders(data: Path) -> Iterator[Path]:
 
 
 def patient_of(path: Path, case: str) -> str:
-    """Whose scan lies at a path below the data: BIDS's `sub-X`, else the first folder, else the scan's own name."""
-    first = path.parts[0] if len(path.parts) > 1 else ""
+    """Whose scan lies at a path below the data: BIDS's `sub-X`, else the first folder that names no role, else the scan's own name."""
+    first = next((name for name in path.parts[:-1] if name.casefold() not in ROLES), "")
     return _subject(path.name) or first or case
 
 

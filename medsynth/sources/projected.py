@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from medsynth.core.generator import PLACES, Condition, Target
 from medsynth.core.quantity import CT
 from medsynth.physics.acquisition import Acquisition, consistent_start, from_slices
-from medsynth.physics.ct import attenuation, mu_to_hu
+from medsynth.physics.ct import attenuation, keep_projectors, mu_to_hu
 from medsynth.physics.geometry import ImageGrid, fan
 from medsynth.physics.noise import photon_noise
 
@@ -38,6 +38,7 @@ WINDOW_REACH = 0.25  # of the slice's side: how far from its middle a window's o
 MARGIN = 8
 VALIDATION_PIXEL_MM, VALIDATION_PHOTONS = 1.4, 1e6
 VALIDATION_OFFSET = 10**9
+PROJECTORS_BYTES = 4e9  # three pixel sizes, three numbers of views, and the finer grids to project from
 
 
 class Stack(NamedTuple):
@@ -110,6 +111,7 @@ class ProjectedSlabs:
         self.seed = seed
         self.size = size
         self.window = window
+        keep_projectors(PROJECTORS_BYTES)
         self._last: tuple[int, list[tuple[Condition, Target]]] | None = None
 
     def training_pair(self, step: int, device: torch.device) -> tuple[Condition, Target]:

@@ -19,7 +19,8 @@ from medsynth.scans.inplane import PlaneGrid
 
 AIR_HU = -1000.0
 RANGE_HU = (-1024.0, 3071.0)
-MOST_PIXELS, LARGEST_PIXEL_MM = 352, 2.0  # along the scan's longer side; the pixels that models are trained with lie between .95 and 1.75
+MOST_PIXELS, LARGEST_PIXEL_MM = 352, 2.4  # along the scan's longer side; beyond it, pixels are divided
+LEARNED_MM, NEAR_MM = (0.95, 1.75), (0.9, 1.8)  # pixels that models are trained with, and those that do as well
 MULTIPLE = 16  # of the grid's size: networks halve it
 FINER = 2  # pixels of the grid that is projected, in one of the reconstruction's: one matrix for both would be the inverse crime
 TISSUE_HU = -500.0
@@ -36,7 +37,8 @@ def plane_grid(shape: tuple[int, int, int], affine_ras: np.ndarray) -> PlaneGrid
     """The grid of the reconstruction, from a scan's own grid alone (axes in any order): what both a volume and a geometry file know.
 
     Pixels are the scan's, binned by the smallest number that leaves at most MOST_PIXELS along the longer side, and divided where they would
-    be larger than LARGEST_PIXEL_MM; of two spacings in the plane the finer one counts.
+    be larger than LARGEST_PIXEL_MM; of two spacings in the plane the finer one counts. That limit is such that the common 512 x 512 voxels
+    of a little more than 1 mm, once binned, are not divided again into four times as many pixels.
     """
     scan = planes.nearest_ras(empty(shape, affine_ras))
     finer_mm = min(scan.spacing_mm[:2])
@@ -80,6 +82,14 @@ def warn_of_views(views: int) -> tuple[str, ...]:
     if views < FEW_VIEWS:
         return (f"{views} views: small vessels, and the brain's sulci, are blurred or missing, and fine texture need not be anatomy",)
     return ()
+
+
+def warn_of_pixels(pixel_mm: float) -> tuple[str, ...]:
+    """What a network cannot be trusted with: pixels that it has not learned from."""
+    if NEAR_MM[0] <= pixel_mm <= NEAR_MM[1]:
+        return ()
+    low, high = LEARNED_MM
+    return (f"pixels of {pixel_mm:.2f} mm: the model learned from {low:g} to {high:g} mm, and may be less good here",)
 
 
 def _no_ct(scan: Volume) -> tuple[str, str, str]:

@@ -1,5 +1,7 @@
 """Which device and precision a run uses: `auto` takes the best device there is; one asked for by name is used or refused."""
 
+import sys
+
 import torch
 
 from medsynth.core.errors import UsageError
@@ -23,6 +25,20 @@ def resolve(name: str) -> str:
     if name == "mps" and torch.backends.mps.is_available():
         return name
     raise UsageError("E-DEVICE", f"{name} is not a device of this machine", remedy="auto, cpu, cuda:N or mps")
+
+
+def resolve_for_projections(name: str) -> str:
+    """As `resolve`, for what projects. torch has no products with sparse matrices on mps: `auto` passes over it with a line on stderr.
+
+    Raises UsageError E-DEVICE for mps, and as `resolve` does.
+    """
+    chosen = resolve(name)
+    if chosen != "mps":
+        return chosen
+    if name != "auto":
+        raise UsageError("E-DEVICE", "projections are products with sparse matrices, which torch lacks on mps", remedy="--device cpu")
+    print("note: computed on the processor: projections are products with sparse matrices, which torch lacks on mps", file=sys.stderr)
+    return "cpu"
 
 
 def precision_for(device: torch.device) -> torch.dtype:

@@ -4,7 +4,7 @@ What each leaves unexplained of the measurement is counted on the way: ||A x - b
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,10 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from medsynth.core.errors import UsageError
-from medsynth.core.generator import Condition
-from medsynth.core.quantity import CT
 from medsynth.generators import build
-from medsynth.physics.acquisition import Acquisition, consistent_start, from_slices, to_slices
+from medsynth.generators.sparse import IMAGE_RANGE_HU
+from medsynth.physics.acquisition import Acquisition, consistent_start
 from medsynth.physics.classical import accelerated_sirt, total_variation, tv_weight
 from medsynth.physics.ct import MATRIX_LIMIT_BYTES, Projector, attenuation, mu_to_hu, relative_residual
 from medsynth.physics.geometry import Geometry
@@ -108,24 +107,31 @@ def has_matrix(acquisition: Acquisition) -> bool:
 
 @torch.no_grad()
 def by_network(network: Network, sinogram: Float[Tensor, "s v d"], acquisition: Acquisition) -> Reconstruction:
-    """Data-consistent start, network, finish. A batch sees as many slices beyond its ends as the network looks at."""
-    operator, residual = acquisition.operator(network.device), _Residual(acquisition.operator(network.device))
-    measured = sinogram.to(network.device)
-    starts, backprojected = _starts(operator, measured, residual)
-    reach, count = network.generator.config.neighbours, len(measured)
+    """Data-consistent start, network, finish.
+
+    All slices take a pass before any takes the next, so that those at the ends of a batch see neighbours as far on as they are themselves.
+    What is held of the whole scan is on the CPU.
+    """
+    operator, generator = acquisition.operator(network.device), network.generator
+    residual = _Residual(operator)
+    consistent, before = _starts(operator, sinogram, residual)
+    for number in range(network.passes - 1):
+        clamped: list[Tensor] = []
+        agreeing: list[Tensor] = []
+        for measured, image_hu, _ in _passed(network, operator, sinogram, consistent, before, number):
+            image_hu = image_hu.clamp(*IMAGE_RANGE_HU)
+            clamped.append(image_hu.cpu())
+            agreeing.append(generator.agreeing(operator, measured, image_hu).cpu())
+        consistent, before = torch.cat(agreeing), torch.cat(clamped)
     images: list[Tensor] = []
     uncertainties: list[Tensor] = []
-    for first in range(0, count, BATCH):
-        own = slice(first, min(first + BATCH, count))
-        seen = slice(max(0, own.start - reach), min(count, own.stop + reach))
-        image_hu, uncertainty_hu = _answer(network, measured[seen], starts[seen], backprojected[seen], acquisition)
-        kept = slice(own.start - seen.start, own.stop - seen.start)
-        image = attenuation(image_hu[kept])
-        residual.add("network", image, measured[own])
-        finished = finish(operator, measured[own], image, network.passes)
-        residual.add("result", finished, measured[own])
+    for measured, image_hu, log_error in _passed(network, operator, sinogram, consistent, before, network.passes - 1):
+        image = attenuation(image_hu)
+        residual.add("network", image, measured)
+        finished = finish(operator, measured, image, network.passes)
+        residual.add("result", finished, measured)
         images.append(mu_to_hu(finished).cpu())
-        uncertainties.append(uncertainty_hu[kept].cpu())
+        uncertainties.append(network.generator.expected_error(log_error).cpu())
     return Reconstruction(torch.cat(images), torch.cat(uncertainties), residual.relative, network.passes)
 
 
@@ -168,26 +174,32 @@ class _Residual:
         return {stage: math.sqrt(left / max(signal, 1e-30)) for stage, (left, signal) in self._squares.items()}
 
 
-def _starts(operator: Projector, measured: Float[Tensor, "s v d"], residual: _Residual) -> tuple[Slices, Slices]:
-    """Data-consistent images and filtered backprojections of all slices, so that none is made twice; mu in 1/mm."""
+def _starts(operator: Projector, sinogram: Float[Tensor, "s v d"], residual: _Residual) -> tuple[Slices, Slices]:
+    """Data-consistent images and filtered backprojections of all slices, HU, on the CPU."""
     starts: list[Tensor] = []
     backprojections: list[Tensor] = []
-    for part in measured.split(BATCH):
-        start, backprojected = consistent_start(operator, part)
-        residual.add("start", start, part)
-        starts.append(start.contiguous())
-        backprojections.append(backprojected.contiguous())
+    for part in sinogram.split(BATCH):
+        measured = part.to(operator.device)
+        start, backprojected = consistent_start(operator, measured)
+        residual.add("start", start, measured)
+        starts.append(mu_to_hu(start).cpu())
+        backprojections.append(mu_to_hu(backprojected).cpu())
     return torch.cat(starts), torch.cat(backprojections)
 
 
-def _answer(
-    network: Network, measured: Float[Tensor, "s v d"], starts: Slices, backprojected: Slices, acquisition: Acquisition
-) -> tuple[Slices, Slices]:
-    """The network's image and the error that it expects, HU: all slices as one volume."""
-    scale, generator = CT().fit(), network.generator
-    image = torch.stack([from_slices(scale.encode(mu_to_hu(slices)), 1) for slices in (starts, backprojected)], dim=1)
-    condition = Condition(image=image, sinogram=measured[None], acquisition=acquisition, passes=network.passes)
-    with torch.autocast(network.device.type, network.dtype, enabled=network.dtype is not torch.float32):
-        answer = generator.answer(condition).float()
-    image_hu = scale.decode(generator.image(answer))
-    return to_slices(image_hu[:, 0]), to_slices(generator.uncertainty(answer)[:, 0])
+def _passed(
+    network: Network, operator: Projector, sinogram: Float[Tensor, "s v d"], consistent: Slices, before: Slices, number: int
+) -> Iterator[tuple[Float[Tensor, "s v d"], Slices, Slices]]:
+    """One pass, in batches on the network's device: what was measured, the image in HU and the logarithm of its error.
+
+    With each batch the network is shown as many slices beyond its ends as it looks at.
+    """
+    reach, count = network.generator.config.neighbours, len(sinogram)
+    for first in range(0, count, BATCH):
+        own = slice(first, min(first + BATCH, count))
+        seen = slice(max(0, own.start - reach), min(count, own.stop + reach))
+        kept = slice(own.start - seen.start, own.stop - seen.start)
+        measured, start, made_from = (whole[seen].to(network.device) for whole in (sinogram, consistent, before))
+        with torch.autocast(network.device.type, network.dtype, enabled=network.dtype is not torch.float32):
+            image_hu, log_error = network.generator.one_pass(operator, measured, start, made_from, number, volumes=1)
+        yield measured[kept], image_hu[kept], log_error[kept]

@@ -91,11 +91,11 @@ def write(product: Product, making: Making, fingerprint: str) -> str:
     found = folder.Found(kind=origin.kind, case=origin.case, files=origin.files, series=origin.series)
     name, map_name = output_name(found, suffix, making.format), f"{found.case}_{MAP}.nii.gz"
     sidecar_path = making.out / f"{found.case}_{suffix}.json"
+    if product.uncertainty is None and _names_map(sidecar_path, map_name):
+        (making.out / map_name).unlink(missing_ok=True)  # of the output that this one replaces; a map that nothing names is another's
     sidecar_path.unlink(missing_ok=True)  # an earlier one must not vouch for files that are half replaced
     _write_volume(product.output, making.out / name, making)
-    if product.uncertainty is None:
-        (making.out / map_name).unlink(missing_ok=True)  # of another method, whose output this one replaces
-    else:
+    if product.uncertainty is not None:
         nifti.write(product.uncertainty, making.out / map_name, dtype="int16")
     picture.save(product.picture(), making.out / f"{found.case}_{suffix}.png")
     sidecar: dict[str, Any] = {
@@ -217,6 +217,14 @@ def write_text(path: Path, text: str) -> None:
     """The file in one piece."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def _names_map(sidecar_path: Path, map_name: str) -> bool:
+    """Whether an earlier run's sidecar counts a map among its outputs."""
+    try:
+        return json.loads(sidecar_path.read_text(encoding="utf-8"))["Uncertainty"]["Name"] == map_name
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _partial(out: Path) -> Iterable[Path]:

@@ -52,13 +52,18 @@ def pack(data: Path, cache: Path, *, names: Sequence[str] = (), say: Say = print
 
 
 def split(data: Path, stacks: Sequence[Stack], *, share: float, seed: int) -> tuple[list[Stack], list[Stack]]:
-    """(training, validation), by patient: BIDS's `sub-X`, else the first folder below the data, else the scan's own name.
+    """(training, validation), by patient, as `pairs.patient_of` tells them apart.
 
     Raises ScanError E-PAIRS for fewer than two patients.
     """
     patients = {
         item.case: pairs.patient_of(item.files[0].relative_to(data), item.case) for item in folder.find(data, choices=folder.Choices())
     }
+    known = {patients[stack.name] for stack in stacks}
+    if len(known) < 2:
+        cause = f"there are {len(stacks)} CTs of {len(known)} patient(s), and validation needs a patient that training never sees"
+        remedy = "add a CT of a second patient; a patient is sub-X in front of a file's name, else the first folder below the data"
+        raise ScanError("E-PAIRS", cause, remedy=remedy)
     cases = [pairs.Case(patient=patients[stack.name], case=stack.name, source=data, target=data) for stack in stacks]
     by_name = {stack.name: stack for stack in stacks}
     training, validation = ([by_name[case.case] for case in side] for side in pairs.split(cases, share=share, seed=seed))

@@ -20,7 +20,7 @@ from medsynth.scans import folder, sinogram
 from medsynth.tasks import sparse_ct
 from medsynth.tasks.sparse_ct import TASK
 from medsynth.verbs import intake, measure, outputs, pipeline
-from medsynth.verbs.device import resolve
+from medsynth.verbs.device import resolve_for_projections
 from medsynth.verbs.intake import Intake, Measuring
 from medsynth.verbs.outputs import Making
 from medsynth.verbs.pipeline import Progress, Skipped
@@ -54,7 +54,7 @@ class Result(NamedTuple):
 def project(settings: Settings, progress: Progress) -> Record:
     """Every CT of `source` to `out`. Raises MedsynthError for what concerns the whole run; a scan's own failure is in the record."""
     geometry = intake.geometry_for_volumes(settings.measuring)
-    device = torch.device(resolve(settings.device))
+    device = torch.device(resolve_for_projections(settings.device))
     found = pipeline.scans_in(settings.source, settings.out, settings.choices)
     outputs.prepare_folder(settings.out)
     making = Making(out=settings.out, task=TASK, model=None, method="project", settings=_described(settings, geometry))

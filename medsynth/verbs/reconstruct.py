@@ -22,7 +22,7 @@ from medsynth.scans import folder, inplane, sinogram
 from medsynth.tasks import sparse_ct
 from medsynth.tasks.sparse_ct import RANGE_HU, TASK
 from medsynth.verbs import intake, measure, methods, outputs, picture, pipeline, truth
-from medsynth.verbs.device import precision_for, resolve
+from medsynth.verbs.device import precision_for, resolve_for_projections
 from medsynth.verbs.intake import Intake, Measuring, option
 from medsynth.verbs.methods import Method, Network, Reconstruction
 from medsynth.verbs.outputs import Making, Product
@@ -92,7 +92,7 @@ def reconstruct(settings: Settings, progress: Progress) -> Record:
         raise option(f"{name} is for the network, and --method {settings.method} has none", "leave it out, or --method network")
     model = find_model(settings.model or TASK.model, TASK) if settings.method == "network" else None
     weights = model.weights_file() if model else None
-    device = torch.device(resolve(settings.device))
+    device = torch.device(resolve_for_projections(settings.device))
     found = find(settings.source, settings.out, settings.choices)
     geometry = _insist_sensible(settings, found)
     if model and geometry:
@@ -147,8 +147,9 @@ def read_case(found: Found, plan: Plan) -> Read:
         insist_format(found, settings.format)
         assert plan.geometry is not None
         taken = intake.take_volume(found, plan.geometry, settings.measuring.noise, settings.choices, force=settings.force)
-    views = sparse_ct.warn_of_views(taken.geometry.views)
-    learned = methods.insist_network_takes(taken.geometry, plan.model.card) if plan.model else ()
+    views, learned = sparse_ct.warn_of_views(taken.geometry.views), ()
+    if plan.model:
+        learned = (*methods.insist_network_takes(taken.geometry, plan.model.card), *sparse_ct.warn_of_pixels(taken.grid.pixel_mm))
     return Read(taken._replace(warnings=(*views, *learned, *taken.warnings)), fingerprint, time.perf_counter() - began)
 
 

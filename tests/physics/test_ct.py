@@ -1,6 +1,6 @@
 """The projector: its laws, ellipses whose line integrals are known, filtered backprojection, and ITK-RTK as an independent judge."""
 
-from collections import OrderedDict
+from collections.abc import Iterator
 
 import ellipses
 import pytest
@@ -9,7 +9,7 @@ from ellipses import BODY, Ellipse, relative
 from torch import Tensor
 
 from medsynth.core.errors import OutOfMemoryError, ScanError, UsageError
-from medsynth.physics.ct import Projector, attenuation, hu_to_mu, mu_to_hu, projector, relative_residual
+from medsynth.physics.ct import KEPT_BYTES, Projector, attenuation, hu_to_mu, keep_projectors, mu_to_hu, projector, relative_residual
 from medsynth.physics.geometry import Geometry, ImageGrid, fan, parallel
 from medsynth.physics.rtk import detector_stack, load
 
@@ -196,19 +196,41 @@ def test_the_residual_is_that_of_each_slice() -> None:
     torch.testing.assert_close(relative_residual(operator, image, sinogram), torch.tensor([0.0, 0.5]), rtol=1e-4, atol=1e-6)
 
 
-def test_a_projector_is_made_once_and_given_up_when_others_need_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medsynth.physics.ct._kept", OrderedDict())
+@pytest.fixture
+def none_kept() -> Iterator[None]:
+    """No projector of another test, and none is left for the next one."""
+    keep_projectors(0)
+    keep_projectors()
+    yield
+    keep_projectors(0)
+    keep_projectors()
+
+
+def test_a_projector_is_made_once_and_given_up_when_others_need_the_memory(none_kept: None) -> None:
     few, more, most = (fan(views, detectors=100) for views in (3, 4, 5))
     first = projector(few, SMALL)
     first.forward(torch.zeros(1, 48, 48))
     assert projector(few, SMALL) is first
-    monkeypatch.setattr("medsynth.physics.ct.KEPT_BYTES", 2.5 * first.held_bytes)
+    keep_projectors(2.5 * first.held_bytes)
     second = projector(more, SMALL)
     second.forward(torch.zeros(1, 48, 48))
     assert projector(few, SMALL) is first  # used last, so the other one goes
     projector(most, SMALL).forward(torch.zeros(1, 48, 48))
     assert projector(few, SMALL) is first
     assert projector(more, SMALL) is not second
+
+
+def test_a_lower_limit_gives_projectors_up_at_once_and_none_of_the_last_one(none_kept: None) -> None:
+    first, second = (projector(fan(views, detectors=100), SMALL) for views in (3, 4))
+    for each in (first, second):
+        each.forward(torch.zeros(1, 48, 48))
+    keep_projectors(1.5 * second.held_bytes)
+    assert projector(fan(4, detectors=100), SMALL) is second
+    assert projector(fan(3, detectors=100), SMALL) is not first
+
+
+def test_projectors_of_a_folder_of_varied_scans_leave_memory_for_a_machine_of_8_gb() -> None:
+    assert KEPT_BYTES <= 1.5e9
 
 
 @pytest.mark.parametrize("geometry", [fan(18, detectors=480), parallel(18, detectors=400), fan(18, detectors=480, detector_offset_mm=17.3)])

@@ -55,6 +55,21 @@ def test_no_value_is_invented_at_an_edge() -> None:
     assert back.max() <= given.array.max()
 
 
+@pytest.mark.parametrize("edge", range(10, 15))
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_voxel_of_many_pixels_is_their_mean_at_an_edge_too(axis: int, edge: int) -> None:
+    """Air and water on pixels of .8 mm, in voxels of five pixels across one axis."""
+    steps, shape = ((4.0, 0.8, 3.0), (8, 40, 1)) if axis == 0 else ((0.8, 4.0, 3.0), (40, 8, 1))
+    given = Volume(array=np.zeros(shape, dtype=np.float32), affine_ras=body.affine_ras(steps, shape))
+    grid = inplane.square_grid(given, 0.8, 2)
+    assert grid.size == 40
+    pixels = np.full((40, 40), -1000.0, dtype=np.float32)  # [x y] in RAS+
+    pixels[(slice(edge, None), slice(None)) if axis == 0 else (slice(None), slice(edge, None))] = 0
+    back = inplane.off(np.ascontiguousarray(pixels.T[None, ::-1, ::-1]), grid, given)[:, :, 0]
+    means = pixels.reshape(8, 5, 40).mean(1) if axis == 0 else pixels.reshape(40, 8, 5).mean(2)
+    assert np.allclose(back, means, atol=0.01)
+
+
 def test_the_finer_grid_lies_where_the_coarser_one_does() -> None:
     given = scan((12, 12, 2))
     grid = inplane.square_grid(given, 1.5, 16)

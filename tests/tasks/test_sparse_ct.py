@@ -11,7 +11,7 @@ from medsynth.core.errors import ScanError
 from medsynth.core.volume import Volume
 from medsynth.physics.geometry import fan, parallel
 from medsynth.tasks import sparse_ct
-from medsynth.tasks.sparse_ct import TASK, image_of_view, insist_projectable, plane_grid, warn_of_views
+from medsynth.tasks.sparse_ct import TASK, image_of_view, insist_projectable, plane_grid, warn_of_pixels, warn_of_views
 
 GEOMETRY = fan(24, detectors=64, pitch_mm=3.0)
 
@@ -36,7 +36,9 @@ def refusal(scan: Volume, *, detectors: int = 64) -> ScanError:
         ((1024, 1024, 9), 0.4, 352, 1.2),
         ((122, 101, 9), 3.0, 256, 1.5),
         ((237, 199, 9), 1.5, 240, 1.5),
-        ((512, 512, 9), 1.03, 512, 1.03),
+        ((512, 512, 9), 1.03, 256, 2.06),
+        ((360, 360, 9), 1.2, 192, 2.4),
+        ((360, 360, 9), 1.25, 368, 1.25),
         ((5, 3, 1), 1.0, 16, 1.0),
     ],
 )
@@ -121,6 +123,12 @@ def test_few_views_are_warned_of() -> None:
     assert "invented" in warn_of_views(29)[0]
     assert "sulci" in warn_of_views(36)[0]
     assert warn_of_views(60) == warn_of_views(72) == ()
+
+
+def test_pixels_far_from_those_that_models_learn_from_are_warned_of() -> None:
+    assert "pixels of 0.82 mm" in warn_of_pixels(0.82)[0]
+    assert "pixels of 2.06 mm" in warn_of_pixels(2.06)[0]
+    assert warn_of_pixels(0.9) == warn_of_pixels(1.4) == warn_of_pixels(1.8) == ()
 
 
 @pytest.mark.parametrize("geometry", [fan(18), parallel(18), fan(18, detectors=64, pitch_mm=3.0)])

@@ -59,11 +59,30 @@ def test_scans_of_one_patient_stay_on_one_side(tmp_path: Path) -> None:
     assert sides[1]
 
 
+@pytest.mark.parametrize("names", [("ct/a", "ct/b"), ("Images/a", "Images/b"), ("scans/ct/a", "scans/mr/b"), ("CT/p1/a", "CT/p2/a")])
+def test_a_folder_that_names_a_quantity_or_a_role_is_no_patient(names: tuple[str, str], tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for name in names:
+        _write(data / f"{name}.nii.gz", _ct())
+    training, validation = split(data, _pack(data, tmp_path), share=0.3, seed=0)
+    assert (len(training), len(validation)) == (1, 1)
+
+
+def test_a_patient_below_such_a_folder_stays_on_one_side(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for name in ("images/p1/early", "images/p1/late", "images/p2/early", "images/p2/late"):
+        _write(data / f"{name}.nii.gz", _ct())
+    sides = split(data, _pack(data, tmp_path), share=0.3, seed=0)
+    assert [len({"p1" in stack.name for stack in side}) for side in sides] == [1, 1]
+
+
 def test_one_patient_alone_cannot_be_split(tmp_path: Path) -> None:
-    data = _write(tmp_path / "ct" / "p1" / "a.nii.gz", _ct()).parent.parent
-    with pytest.raises(ScanError) as caught:
-        split(data, _pack(data, tmp_path), share=0.3, seed=0)
+    for scan in ("a", "b"):
+        _write(tmp_path / "ct" / "p1" / f"{scan}.nii.gz", _ct())
+    with pytest.raises(ScanError, match="2 CTs of 1 patient") as caught:
+        split(tmp_path / "ct", _pack(tmp_path / "ct", tmp_path), share=0.3, seed=0)
     assert caught.value.code == "E-PAIRS"
+    assert "table" not in caught.value.remedy  # none is read
 
 
 def _pack(data: Path, root: Path) -> list:

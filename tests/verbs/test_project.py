@@ -7,6 +7,7 @@ from pathlib import Path
 import body
 import numpy as np
 import pytest
+import torch
 from commandline import contents, failures, medsynth, record, status
 
 from medsynth.core.errors import Exit
@@ -107,6 +108,20 @@ def test_one_bad_scan_does_not_stop_the_others(cts: Path, geometry: Path, tmp_pa
     body.write_ct(scans / "mr.nii.gz", body.ct_hu() + 1000)
     assert medsynth("project", scans, tmp_path / "out", "--geometry", geometry).exit_code == Exit.PARTIAL
     assert failures(tmp_path / "out") == {"broken": "E-READ", "mr": "E-MODALITY"}
+
+
+def test_a_mac_projects_on_its_processor_and_says_so(cts: Path, geometry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its GPU has no products with sparse matrices."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    result = medsynth("project", cts, tmp_path / "auto", "--geometry", geometry)
+    assert result.exit_code == 0
+    assert record(tmp_path / "auto")["device"] == "cpu"
+    assert result.stderr.count("sparse matrices") == 1
+    refused = medsynth("project", cts, tmp_path / "mps", "--geometry", geometry, "--device", "mps")
+    assert refused.exit_code == Exit.USAGE
+    assert "E-DEVICE" in refused.stderr
+    assert "--device cpu" in refused.stderr
 
 
 @pytest.mark.parametrize("options", [(), ("--views", "18", "--geometry", "scan.toml"), ("--views", "18", "--noiseless", "--i0", "1e5")])
