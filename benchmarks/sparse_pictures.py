@@ -3,8 +3,8 @@
     python -m benchmarks.sparse_pictures worst --ct CT_FOLDER [--dicom SERIES] [--model sparse-ct] [--views 18] --out worst.png
     python -m benchmarks.sparse_pictures curve [--results benchmarks/results/sparse_ct.json] --out curve.png
 
-A row a region: reference, TV, the default, the difference of the default, and its map; the slice on which the default is worst. No head: its
-face would show. Needs matplotlib (`pip install -e ".[bench]"`).
+A row a region: reference, TV, the default, the difference of the default, and its map; the slice on which the default is worst. No head:
+its face would show. Needs matplotlib (`pip install -e ".[bench]"`).
 """
 
 import argparse

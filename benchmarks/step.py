@@ -170,7 +170,7 @@ def growth_mb(bench: Bench, steps: int) -> float:
 
 
 def _cat(records: list[Any]) -> Any:
-    names = [name for name, value in vars(records[0]).items() if value is not None]
+    names = [name for name, value in vars(records[0]).items() if isinstance(value, torch.Tensor)]
     return type(records[0])(**{name: torch.cat([getattr(record, name) for record in records]) for name in names})
 
 
