@@ -17,6 +17,7 @@ from medsynth.core.errors import Exit, UsageError
 from medsynth.core.recipe import DriftTable
 from medsynth.core.task import Task
 from medsynth.generators import build
+from medsynth.nets import soundness
 from medsynth.nets.frozen import FrozenEncoder
 from medsynth.objectives.drifting import insist_enough
 from medsynth.verbs.checkpoint import make_folder
@@ -136,6 +137,7 @@ def learn(card: Card, data: Path, out: Path, options: Options, *, start: Model |
     encoder, encoder_hash = _encoder(card)
     _try(card, encoder)
     fabric = launch(options.device, table)
+    _insist_sound(card, table, fabric.device.type)
     own_share(table, fabric)
     make_folder(out)
     say = options.say if fabric.is_global_zero else _nothing
@@ -207,6 +209,16 @@ def _try_slabs(card: Card, table: TrainTable, stride: int) -> None:
         raise UsageError("E-CARD", f"train.window {table.window} does not suit the network", remedy=remedy)
     if max(table.views) > MOST_VIEWS:
         raise UsageError("E-CARD", f"{max(table.views)} views are too many to simulate", remedy=f"train.views up to {MOST_VIEWS}")
+
+
+def _insist_sound(card: Card, table: TrainTable, device: str) -> None:
+    """Raises UsageError E-PRECISION if this CPU would get the coarsest maps' gradients wrong in bfloat16."""
+    stride = build(card.generator, card.config).stride
+    if device != "cpu" or table.precision != "bf16-mixed" or table.source == "projected":
+        return
+    if any(side // stride == soundness.UNSAFE_SIDE for side in card.grid.patch) and not soundness.small_maps_are_sound():
+        cause = f"with grid.patch {card.grid.patch} the coarsest maps are 2 voxels wide: this CPU gets their gradients wrong in bfloat16"
+        raise UsageError("E-PRECISION", cause, remedy=f'precision = "32-true" in [train], or sides of {3 * stride} voxels or more')
 
 
 def _updated(table: TrainTable, changes: dict[str, Any]) -> TrainTable:

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from medsynth import zoo
 from medsynth.core.errors import ScanError, UsageError
 from medsynth.generators import build
+from medsynth.nets import soundness
 from medsynth.sources.packed import load_heads
 from medsynth.verbs import trainlog
 from medsynth.verbs.checkpoint import CHECKPOINT
@@ -217,6 +218,22 @@ def _run(card: Path, data: Path, out: Path, *, max_steps: int | None = None, wor
 
 def _quietly(line: str) -> None:
     """Keeps the test's output clean."""
+
+
+@pytest.mark.parametrize(
+    ("patch", "precision"), [("[16, 32, 32]", "bf16-mixed"), ("[16, 32, 32]", "32-true"), ("[32, 32, 32]", "bf16-mixed")]
+)
+def test_only_a_patch_whose_gradients_this_cpu_gets_wrong_is_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patch: str, precision: str
+) -> None:
+    monkeypatch.setattr(soundness, "small_maps_are_sound", lambda: False)
+    card = tiny.write_card(tmp_path / "card", patch=patch, precision=f'"{precision}"', steps="1")
+    if (patch, precision) != ("[16, 32, 32]", "bf16-mixed"):
+        _run(card, data, tmp_path / "out")
+        return
+    with pytest.raises(UsageError, match="2 voxels wide") as caught:
+        _run(card, data, tmp_path / "out")
+    assert caught.value.code == "E-PRECISION"
 
 
 def _run_until_killed(card: Path, data: Path, out: Path) -> None:
