@@ -153,7 +153,12 @@ def sparse_ct(
     ],
     out: Out,
     views: Views = None,
-    method: Annotated[str, typer.Option("--method", help="network, fbp, sirt or tv.")] = "network",
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method", help="network, fbp, sirt or tv. Default: network with --model, else tv: no model ships yet.", show_default=False
+        ),
+    ] = "",
     passes: Annotated[
         int | None,
         typer.Option("--passes", min=1, help="Evaluations of the network. Default: what its card says.", show_default=False),
@@ -178,7 +183,8 @@ def sparse_ct(
 ) -> None:
     with _reported():
         _quiet_threads()
-        chosen = _one_of("--method", method, "network", "fbp", "sirt", "tv")
+        asked = method or ("network" if model or passes is not None else "tv")
+        chosen = _one_of("--method", asked, "network", "fbp", "sirt", "tv")
         as_written = _one_of("--format", format_, "nifti", "dicom", "same")
         choices = _choices(trust, series, volume, allow_gaps)
         from medsynth.core.windows import parse

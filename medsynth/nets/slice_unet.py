@@ -1,8 +1,9 @@
 """Residual 2-D U-Net without normalisation for slices of CT: it predicts a correction of an image that is consistent with its projections.
 
-Without normalisation, so that a correction in HU does not depend on what else is in the slice. As in `nets.unet`, the wide convolutions
-run on half the grid; their answer is unfolded through a binomial filter, which is zero at the frequency of a checkerboard, and two narrow
-convolutions on the full grid, which see the input again, restore what is finer.
+Without normalisation, so that a correction in HU does not depend on what else is in the slice. The wide convolutions run on half the grid.
+What they unfold onto the full one starts alike in all four cells (ICNR; Aitken 2017), and two narrow convolutions there, which see the
+input again, can even out what is left. A binomial filter, as in `nets.unet`, leaves no checkerboard for certain, but costs a quarter of
+what is learned in a given time: what few views leave in an image is as fine as its pixels (docs/log.md).
 """
 
 from collections.abc import Sequence
@@ -26,8 +27,6 @@ class SliceUNet(nn.Module):
     convolutions run in float32 whatever the precision around them.
     """
 
-    smoothing: Tensor
-
     def __init__(self, *, in_channels: int, out_channels: int, channels: Sequence[int], blocks: Sequence[int], refined: int) -> None:
         super().__init__()
         self.stride = FOLD * 2 ** (len(channels) - 1)
@@ -37,10 +36,10 @@ class SliceUNet(nn.Module):
         self.upsamples = nn.ModuleList(nn.Conv2d(coarse, fine * FOLD**2, 1) for fine, coarse in pairwise(channels))
         self.decoder = nn.ModuleList(_stage(width, count) for width, count in zip(channels[:-1], blocks[:-1], strict=True))
         self.unfolding = nn.Conv2d(channels[0], refined * FOLD**2, 1)
+        _alike(self.unfolding)
         self.refine = nn.Conv2d(refined + in_channels, refined, 3, padding=1)
         self.tail = nn.Conv2d(refined, out_channels, 3, padding=1)
         _scale(self.tail, TAIL_GAIN)
-        self.register_buffer("smoothing", _binomial(refined), persistent=False)
 
     def forward(self, x: Float[Tensor, "b in x y"]) -> Float[Tensor, "b out x y"]:
         features = self.head(F.pixel_unshuffle(x, FOLD).contiguous(memory_format=torch.channels_last))
@@ -53,7 +52,6 @@ class SliceUNet(nn.Module):
         for upsample, stage, skip in reversed(list(zip(self.upsamples, self.decoder, skips, strict=True))):
             features = stage(F.pixel_shuffle(upsample(F.silu(features)), FOLD) + skip)
         fine = F.pixel_shuffle(self.unfolding(F.silu(features)), FOLD)
-        fine = F.conv2d(fine, self.smoothing.to(fine.dtype), padding=1, groups=fine.shape[1])
         with torch.autocast(x.device.type, enabled=False):
             refined = self.refine(torch.cat([fine.float(), x.float()], dim=1).contiguous(memory_format=torch.channels_last))
             return self.tail(F.silu(refined))
@@ -83,7 +81,10 @@ def _scale(convolution: nn.Conv2d, gain: float) -> None:
             convolution.bias.zero_()
 
 
-def _binomial(channels: int) -> Float[Tensor, "c 1 3 3"]:
-    """The filter (1, 2, 1)/4 along both axes, for each channel by itself."""
-    row = torch.tensor([0.25, 0.5, 0.25])
-    return torch.outer(row, row).expand(channels, 1, 3, 3).clone()
+def _alike(unfolding: nn.Conv2d) -> None:
+    """All cells of a channel begin with the weights of the first."""
+    with torch.no_grad():
+        for values in (unfolding.weight, unfolding.bias):
+            assert values is not None
+            cells = values.unflatten(0, (-1, FOLD**2))
+            cells.copy_(cells[:, :1].expand_as(cells).clone())

@@ -9,6 +9,8 @@ from functools import cache
 import torch
 from torch import nn
 
+from medsynth.nets.layout import channels_last
+
 UNSAFE_SIDE = 2
 PROBED = ((2, 2, 2), (2, 3, 3), (2, 4, 4))
 TOLERANCE = 0.1  # bfloat16 itself is off by less than a hundredth
@@ -19,7 +21,7 @@ def small_maps_are_sound() -> bool:
     """Whether gradients of small maps agree with those in float32; takes some milliseconds, once."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        convolution = nn.Conv3d(16, 16, 3, padding=1, bias=False).to(memory_format=torch.channels_last_3d)
+        convolution = channels_last(nn.Conv3d(16, 16, 3, padding=1, bias=False))
         maps = [torch.randn(4, 16, *sides).contiguous(memory_format=torch.channels_last_3d) for sides in PROBED]
     for x in maps:
         in_half, in_single = (_gradient(convolution, x, half=half) for half in (True, False))

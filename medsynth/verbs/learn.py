@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from torch import distributed as dist
 
 from medsynth import tasks, zoo
 from medsynth.core.errors import Exit, UsageError
@@ -25,7 +26,7 @@ from medsynth.verbs.encoders import load_encoder
 from medsynth.verbs.loader import own_share
 from medsynth.verbs.supply import cache_folder, sources
 from medsynth.verbs.train import Run, launch, train
-from medsynth.zoo import Card, Data, Model, TrainTable
+from medsynth.zoo import Card, Data, Grid, Licence, Model, TrainTable
 
 # Pairs of real scans: regression first, then drifting, as GDM is trained; a batch of four, since drifting compares samples.
 FROM_PAIRS = TrainTable(
@@ -67,6 +68,19 @@ class Options:
     say: Callable[[str], None] = print
 
 
+# What `train --task sparse-ct` builds: no trained model for that task ships yet whose card would say it.
+SPARSE_NETWORK = Card(
+    name="sparse-ct",
+    version="0",
+    summary="CT from few views",
+    task="sparse-ct",
+    generator="sparse-view",
+    grid=Grid(spacing_mm=(1.4, 1.4, 1.0), patch=(256, 256, 4)),
+    licence=Licence(code="Apache-2.0", weights="the user's own"),
+    data=Data(training="", validation="", licence=""),
+)
+
+
 def recipe_of(task: str, path: Path | None, *, name: str = "model", views: tuple[int, ...] = ()) -> Card:
     """The card at `path`, or one for training the task's default network anew. name: of the new model. views: of projections, if not the
     usual ones.
@@ -74,8 +88,9 @@ def recipe_of(task: str, path: Path | None, *, name: str = "model", views: tuple
     Raises UsageError E-CARD if the card has no [train] table.
     """
     if path is None:
-        table = FROM_PROJECTIONS if tasks.get(task).learns_from == "projections" else FROM_PAIRS
-        return _recipe(zoo.find(tasks.get(task).model).card, name, _updated(table, {"views": views} if views else {}))
+        if tasks.get(task).learns_from == "projections":
+            return _recipe(SPARSE_NETWORK, name, _updated(FROM_PROJECTIONS, {"views": views} if views else {}))
+        return _recipe(zoo.find(tasks.get(task).model).card, name, FROM_PAIRS)
     card = zoo.read_card(path / zoo.CARD if path.is_dir() else path)
     if card.train is None:
         raise UsageError("E-CARD", f"the card of {card.name} has no [train] table", remedy="add one: docs/cards.md lists its keys")
@@ -154,7 +169,11 @@ def learn(card: Card, data: Path, out: Path, options: Options, *, start: Model |
         workers=options.workers,
         say=say,
     )
-    return train(card, run, out)
+    folder = train(card, run, out)
+    if dist.is_initialized():  # else threads of gloo may still run when Python ends, which aborts the process after all was well
+        fabric.barrier()
+        dist.destroy_process_group()
+    return folder
 
 
 def _task(card: Card) -> Task:

@@ -30,8 +30,8 @@ def test_an_untrained_network_corrects_little(network: SliceUNet) -> None:
     assert 0 < answer.std() < 0.5
 
 
-def test_a_flat_input_gives_no_checkerboard(network: SliceUNet) -> None:
-    """Neighbours in the unfolded grid come from other channels of one convolution; the smoothing joins them."""
+def test_a_flat_input_gives_no_checkerboard_before_training(network: SliceUNet) -> None:
+    """Neighbours in the unfolded grid come from other channels of one convolution, which begin alike."""
     inner = network(torch.ones(1, 3, 64, 64))[0, :, 24:40, 24:40]
     board = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(8, 8)
     stripes = torch.tensor([1.0, -1.0]).repeat(8)

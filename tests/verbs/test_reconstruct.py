@@ -587,3 +587,12 @@ def test_a_real_slab_is_reconstructed_as_well_as_the_recipe_says(shared_data: Pa
     assert said["AgainstReference"]["psnr_db"] > 40
     assert said["RelativeResidual"]["result"] < 1.2 * said["ExpectedRelativeNoise"]
     assert said["RelativeResidual"]["reference"] < 1.2 * said["ExpectedRelativeNoise"]
+
+
+def test_without_a_model_the_default_is_tv_and_the_network_says_that_none_ships(cts: Path, geometry: Path, tmp_path: Path) -> None:
+    run(cts, tmp_path / "out", "--geometry", geometry)
+    assert case(tmp_path / "out")["Method"] == "tv"
+    for options in (("--method", "network"), ("--passes", 1)):
+        refused = medsynth("sparse-ct", cts, tmp_path / "no", "--geometry", geometry, *options)
+        assert refused.exit_code == Exit.USAGE
+        assert refused.stderr.startswith("E-MODEL: the network needs a model")
