@@ -253,8 +253,11 @@ def test_the_table_has_mean_and_spread_over_seeds(tmp_path: Path) -> None:
     for seed, mae in enumerate((90.0, 92.0)):
         row = {"method": "drift", "evaluations": 1, "figures": {"mae_hu": mae}}
         (tmp_path / "small" / f"head-drift-{seed}.json").write_text(json.dumps({"seed": seed, **about, "rows": [row]}))
+        row = {"method": "l1", "evaluations": 1, "figures": {"mae_hu": 80.0 + 12 * seed}}
+        (tmp_path / "small" / f"head-l1-{seed}.json").write_text(json.dumps({"seed": seed, **about, "rows": [row]}))
     text = table(tmp_path, "small")
     assert "| drift, complete | 1 | 2 | 900 | 91.0 ± 1.4 |" in text
+    assert "| +12.5, +0.0 |" in text
     assert "all start from 420 s of L1; 240 s of training a cell" in text
     assert spread([], 1) == ""
     assert spread([2.345], 2) == "2.35"

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from medsynth.core.generator import place_of
 from medsynth.physics.acquisition import Acquisition, consistent_start
 from medsynth.physics.ct import attenuation, mu_to_hu
-from medsynth.physics.geometry import ImageGrid, fan
+from medsynth.physics.geometry import FINER, ImageGrid, fan
 from medsynth.physics.noise import photon_noise
 from medsynth.sources.unlabelled import BODY_HU, read_packed
 from medsynth.verbs.packct import pack
@@ -30,7 +30,6 @@ NAMES = {
 }
 ELSEWHERE = ("head_jnifti_*", "*_seg", "shoulders_LIDC-IDRI-0003_*")  # not for training, and set aside for the product's own test
 VIEWS, PHOTONS = 18, 1e6
-OVERSAMPLING = 2
 SLICES_AT_ONCE = 32
 CONDITION_AIR_HU, CONDITION_UNIT_HU = -1024.0, 2000.0  # the network's input is cut off at 0 and 2
 SMOOTH_VOXELS = 1.5
@@ -106,11 +105,11 @@ def start(scan_hu: np.ndarray, pixel_mm: float, seed: int) -> np.ndarray:
     square = np.pad(scan_hu, [*padding, (0, 0)], constant_values=-1000).transpose(2, 1, 0)  # the network knows no left and right
     rng = torch.Generator().manual_seed(SEED + seed)
     device, geometry = torch.device("cpu"), fan(VIEWS)
-    fine = Acquisition(geometry, ImageGrid(size=OVERSAMPLING * side, pixel_mm=pixel_mm / OVERSAMPLING)).operator(device)
+    fine = Acquisition(geometry, ImageGrid(size=FINER * side, pixel_mm=pixel_mm / FINER)).operator(device)
     own = Acquisition(geometry, ImageGrid(size=side, pixel_mm=pixel_mm)).operator(device)
     parts: list[torch.Tensor] = []
     for slices in torch.from_numpy(square.astype(np.float32)).split(SLICES_AT_ONCE):
-        truth = F.interpolate(slices[None], scale_factor=OVERSAMPLING, mode="bilinear")[0]
+        truth = F.interpolate(slices[None], scale_factor=FINER, mode="bilinear")[0]
         parts.append(mu_to_hu(consistent_start(own, photon_noise(fine.forward(attenuation(truth)), PHOTONS, rng))[0]))
     result = torch.cat(parts).permute(2, 1, 0).numpy()
     crop = tuple(slice(a, a + n) for a, n in zip(low, scan_hu.shape[:2], strict=True))

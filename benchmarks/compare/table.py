@@ -23,6 +23,8 @@ COLUMNS = (
     ("s a volume", "seconds_a_volume", 2),
     ("times L1's", "times_one_evaluation", 1),
 )
+# What is also told of each seed by itself, in percent of L1's with the same start: spreads between seeds hide it.
+PAIRED = (("MAE to L1's, %", "mae_hu"), ("KID to L1's, %", "kid"))
 ORDER = (*METHODS, "start", "again", "clean")
 
 
@@ -37,12 +39,14 @@ def _of_problem(problem: str, cells: list[dict[str, Any]], size: str) -> str:
     rows = [(row, cell) for cell in cells for row in cell["rows"]]
     keys = sorted({(ORDER.index(row["method"]), row["evaluations"]) for row, _ in rows})
     lines = [
-        "| method | evaluations | seeds | steps | " + " | ".join(heading for heading, _, _ in COLUMNS) + " |",
-        "|" + "---|" * (4 + len(COLUMNS)),
+        "| method | evaluations | seeds | steps | " + " | ".join(heading for heading, *_ in (*COLUMNS, *PAIRED)) + " |",
+        "|" + "---|" * (4 + len(COLUMNS) + len(PAIRED)),
     ]
     for position, evaluations in keys:
         own = [(row, cell) for row, cell in rows if row["method"] == ORDER[position] and row["evaluations"] == evaluations]
-        lines.append(_line(ORDER[position], evaluations, own))
+        lines.append(
+            _line(ORDER[position], evaluations, own, {cell["seed"]: row["figures"] for row, cell in rows if row["method"] == "l1"})
+        )
     return "\n".join([_heading(problem, cells, size), "", *lines])
 
 
@@ -62,11 +66,19 @@ def _heading(problem: str, cells: list[dict[str, Any]], size: str) -> str:
     return "; ".join(told) + "."
 
 
-def _line(method: str, evaluations: int, own: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
+def _line(method: str, evaluations: int, own: list[tuple[dict[str, Any], dict[str, Any]]], of_l1: dict[int, dict[str, float]]) -> str:
     steps = [cell["steps"] for _, cell in own if "steps" in cell]
     parts = [TITLES[method], str(evaluations), str(len(own)), f"{np.mean(steps):.0f}" if steps else ""]
     parts += [spread((row["figures"][name] for row, _ in own if name in row["figures"]), decimals) for _, name, decimals in COLUMNS]
+    trained = [(cell["seed"], row["figures"]) for row, cell in own if "steps" in cell and method != "l1"]
+    parts += [by_seed(trained, of_l1, name) for _, name in PAIRED]
     return "| " + " | ".join(parts) + " |"
+
+
+def by_seed(own: Iterable[tuple[int, dict[str, float]]], of_l1: dict[int, dict[str, float]], name: str) -> str:
+    """How far a figure is from L1's of the same seed, in percent, seed by seed; only where both have it."""
+    both = [(figures[name], of_l1[seed][name]) for seed, figures in sorted(own, key=lambda pair: pair[0]) if name in of_l1.get(seed, {})]
+    return ", ".join(f"{100 * (value / reference - 1):+.1f}" for value, reference in both)
 
 
 def spread(values: Iterable[float], decimals: int) -> str:

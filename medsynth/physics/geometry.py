@@ -30,6 +30,7 @@ RANGE_DEG: dict[Beam, float] = {
     "fan": 360.0,
     "parallel": 180.0,
 }  # that a complete scan turns through, half a turn being enough for parallel rays
+FINER = 2  # pixels of a grid that is projected, in one of the reconstruction's: one matrix for both is the inverse crime
 RADIANS_BELOW = 6.4  # a full turn in radians and a bit: a scan of several views that turns through fewer degrees is a mistake of unit
 SPACING_TOLERANCE = 0.05  # of the step between views
 REMEDY = "docs/geometry.md describes the file"

@@ -22,11 +22,10 @@ from medsynth.core.generator import PLACES, Condition, Target
 from medsynth.core.quantity import CT
 from medsynth.physics.acquisition import Acquisition, consistent_start, from_slices
 from medsynth.physics.ct import attenuation, keep_projectors, mu_to_hu
-from medsynth.physics.geometry import ImageGrid, fan
+from medsynth.physics.geometry import FINER, ImageGrid, fan
 from medsynth.physics.noise import photon_noise
 
 SIZE = 256  # pixels on a side of the reconstruction
-OVERSAMPLING = 2
 PIXELS_MM = (0.95, 1.4, 1.75)  # a head, a slim and a wide body in the fan's field of view
 LOG10_PHOTONS = (5.5, 6.5)
 BATCHES_A_GROUP, USES = 4, 2
@@ -213,14 +212,14 @@ def draw_plain(rng: np.random.Generator, index: int, stack: Stack, slices: int, 
 
 def simulate(group: Group, stacks: Sequence[Stack], slices: int, size: int, device: torch.device) -> list[tuple[Condition, Target]]:
     """The pairs of a group, batches of one, one pass each."""
-    fine_hu = torch.cat([render(recipe, stacks[recipe.stack], slices, OVERSAMPLING * size) for recipe in group.recipes]).to(device)
+    fine_hu = torch.cat([render(recipe, stacks[recipe.stack], slices, FINER * size) for recipe in group.recipes]).to(device)
     geometry = fan(group.views)
-    truth = Acquisition(geometry, ImageGrid(size=OVERSAMPLING * size, pixel_mm=group.pixel_mm / OVERSAMPLING))
+    truth = Acquisition(geometry, ImageGrid(size=FINER * size, pixel_mm=group.pixel_mm / FINER))
     rng = torch.Generator(device=device).manual_seed(group.noise_seed)
     sinogram = photon_noise(truth.operator(device).forward(attenuation(fine_hu)), group.photons, rng)
     acquisition = Acquisition(geometry, ImageGrid(size=size, pixel_mm=group.pixel_mm))
     start, backprojected = (mu_to_hu(mu) for mu in consistent_start(acquisition.operator(device), sinogram))
-    target_hu = F.avg_pool2d(fine_hu[:, None], OVERSAMPLING)[:, 0]
+    target_hu = F.avg_pool2d(fine_hu[:, None], FINER)[:, 0]
     count, scale = len(group.recipes), CT().fit()
     inputs = torch.stack([from_slices(x, count) for x in (start, backprojected)], dim=1)
     targets = from_slices(target_hu, count)[:, None]

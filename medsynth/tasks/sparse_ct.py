@@ -22,7 +22,6 @@ RANGE_HU = (-1024.0, 3071.0)
 MOST_PIXELS, LARGEST_PIXEL_MM = 352, 2.4  # along the scan's longer side; beyond it, pixels are divided
 LEARNED_MM, NEAR_MM = (0.95, 1.75), (0.9, 1.8)  # pixels that models are trained with, and those that do as well
 MULTIPLE = 16  # of the grid's size: networks halve it
-FINER = 2  # pixels of the grid that is projected, in one of the reconstruction's: one matrix for both would be the inverse crime
 TISSUE_HU = -500.0
 FEW_VOXELS = 10  # of tissue where none should be: noise and streaks
 METAL_HU = 3100.0  # beyond what twelve bits hold, and resampling adds

@@ -1,6 +1,6 @@
 """What a scanner would have measured of a CT: line integrals of its slices from few views, with the noise of counted photons.
 
-Simulated on a grid finer than the reconstruction's (`tasks.sparse_ct.FINER`). The noise of a slice depends on the seed, the case's name and
+Simulated on a grid finer than the reconstruction's (`physics.geometry.FINER`). The noise of a slice depends on the seed, the case's name and
 the slice alone, and is drawn on the CPU: other cases, batches and devices do not change it.
 """
 
@@ -15,11 +15,10 @@ from torch import Tensor
 
 from medsynth.core.volume import Volume
 from medsynth.physics.ct import Projector, attenuation
-from medsynth.physics.geometry import Geometry, ImageGrid
+from medsynth.physics.geometry import FINER, Geometry, ImageGrid
 from medsynth.physics.joseph import most_bytes
 from medsynth.physics.noise import expected_relative_noise, photon_noise
 from medsynth.scans.inplane import PlaneGrid, onto
-from medsynth.tasks.sparse_ct import FINER
 
 BATCH = 8  # slices that are columns of one product
 I0 = 1e6
