@@ -1,7 +1,7 @@
 """What a scanner would have measured of a CT: line integrals of its slices from few views, with the noise of counted photons.
 
-Simulated on a grid finer than the reconstruction's (`physics.geometry.FINER`). The noise of a slice depends on the seed, the case's name and
-the slice alone, and is drawn on the CPU: other cases, batches and devices do not change it.
+Simulated on a grid finer than the reconstruction's (`physics.geometry.FINER`). The noise of a slice depends on the seed, the case's name
+and the slice alone, and is drawn on the CPU: other cases, batches and devices do not change it.
 """
 
 import hashlib
