@@ -148,7 +148,7 @@ def sparse_ct(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="IN", help="CTs, which are projected first, or sinograms: a file, a series or a folder.", show_default=False
+            metavar="IN", help="CTs, which are projected first, or what was measured: a file, a series or a folder.", show_default=False
         ),
     ],
     out: Out,
@@ -156,7 +156,9 @@ def sparse_ct(
     method: Annotated[
         str,
         typer.Option(
-            "--method", help="network, fbp, sirt or tv. Default: network with --model, else tv: no model ships yet.", show_default=False
+            "--method",
+            help="network, fbp, sirt, tv, or fdk for a cone beam. Default: network with --model, else tv: no model ships yet.",
+            show_default=False,
         ),
     ] = "",
     passes: Annotated[
@@ -184,15 +186,15 @@ def sparse_ct(
     with _reported():
         _quiet_threads()
         asked = method or ("network" if model or passes is not None else "tv")
-        chosen = _one_of("--method", asked, "network", "fbp", "sirt", "tv")
+        chosen = _one_of("--method", asked, "network", "fbp", "sirt", "tv", "fdk")
         as_written = _one_of("--format", format_, "nifti", "dicom", "same")
         choices = _choices(trust, series, volume, allow_gaps)
         from medsynth.core.windows import parse
+        from medsynth.verbs import conebeam, reconstruct
         from medsynth.verbs.console import RunPrinter
         from medsynth.verbs.intake import Measuring
-        from medsynth.verbs.reconstruct import Settings, reconstruct
 
-        settings = Settings(
+        settings = reconstruct.Settings(
             source=source,
             out=out,
             measuring=Measuring(views=views, geometry=geometry, counts=counts, i0=i0, noiseless=noiseless, seed=seed),
@@ -208,7 +210,7 @@ def sparse_ct(
             choices=choices,
         )
         printer = RunPrinter(quiet=quiet)
-        record = reconstruct(settings, printer)
+        record = (conebeam if chosen == "fdk" else reconstruct).reconstruct(settings, printer)
         printer.summary(record)
         raise typer.Exit(record.exit)
 

@@ -91,7 +91,9 @@ def option(cause: str, remedy: str) -> UsageError:
 
 
 def read_geometry(path: Path) -> geometries.Scan:
-    """A geometry file. Raises UsageError E-PATH, E-GEOMETRY."""
+    """A geometry file. Raises UsageError E-PATH, E-GEOMETRY, E-OPTION for a cone beam's."""
+    if path.suffix.lower() == ".xml":
+        raise option(f"{path.name} is the geometry of a cone beam", "--method fdk takes it, with a stack of projections")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -118,7 +120,8 @@ def take_sinogram(found: sinogram.Found, measuring: Measuring, *, force: bool) -
     described = read_geometry(path)
     stored = sinogram.read(found)
     insist_fits(described.geometry, stored.shape)
-    measured, warnings = _integrals(stored, measuring, force=force)
+    measured, warnings = integrals(stored, measuring, force=force)
+    warnings += sinogram.notes_on_integrals(measured.numpy())
     shape, affine, guessed = _image(described, len(stored))
     empty = sparse_ct.empty(shape, affine)
     scan = Volume(array=empty.array, affine_ras=affine, origin=Origin(kind="nifti", case=found.case, files=(found.file,), modality="CT"))
@@ -132,8 +135,8 @@ def take_sinogram(found: sinogram.Found, measuring: Measuring, *, force: bool) -
     return Intake(scan, in_planes, grid, described.geometry, measured, noise | ({"i0": i0} if i0 else {}), i0, (*warnings, *guessed))
 
 
-def _integrals(stored: sinogram.Sinogram, measuring: Measuring, *, force: bool) -> tuple[Float[Tensor, "s v d"], tuple[str, ...]]:
-    """Line integrals, and what a user is warned of."""
+def integrals(stored: sinogram.Sinogram, measuring: Measuring, *, force: bool) -> tuple[Float[Tensor, "s v d"], tuple[str, ...]]:
+    """Line integrals of a sinogram as it is stored, and what a user is warned of. Raises ScanError E-SINOGRAM."""
     i0 = measuring.i0 or I0
     cause, remedy = sinogram.problem_of_counts(stored, i0) if measuring.counts else sinogram.problem_of_integrals(stored)
     if cause and not force:
@@ -142,7 +145,7 @@ def _integrals(stored: sinogram.Sinogram, measuring: Measuring, *, force: bool) 
     notes = sinogram.notes_on_counts(stored, i0) if measuring.counts else ()
     if measuring.counts:
         measured = counts_to_line_integrals(measured, i0)
-    return measured, (*((cause,) if cause else ()), *notes, *sinogram.notes_on_integrals(measured.numpy()))
+    return measured, (*((cause,) if cause else ()), *notes)
 
 
 def _image(described: geometries.Scan, slices: int) -> tuple[tuple[int, int, int], np.ndarray, tuple[str, ...]]:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from medsynth.core.errors import UsageError
 from medsynth.generators import build
-from medsynth.generators.sparse import IMAGE_RANGE_HU
-from medsynth.physics.acquisition import Acquisition, consistent_start
+from medsynth.generators.sparse import shown_of
+from medsynth.physics.acquisition import QUICK_EPOCHS, START_EPOCHS, Acquisition, first_image, smoothed
 from medsynth.physics.classical import accelerated_sirt, total_variation, tv_weight
 from medsynth.physics.ct import MATRIX_LIMIT_BYTES, Projector, attenuation, mu_to_hu, relative_residual
 from medsynth.physics.geometry import Geometry
@@ -24,12 +24,11 @@ from medsynth.tasks.sparse_ct import MULTIPLE
 from medsynth.verbs.device import precision_for
 from medsynth.zoo import Card, Model
 
-Method = Literal["network", "fbp", "sirt", "tv"]
+Method = Literal["network", "fbp", "sirt", "tv", "fdk"]  # the last is a cone beam's: `verbs.conebeam`
 METHODS: tuple[Method, ...] = ("network", "fbp", "sirt", "tv")
 BATCH = 8  # slices that are reconstructed together
 SIRT_STEPS, TV_STEPS = 50, 150
-FINISH_WEIGHT = 0.0005
-FINISH_STEPS_ONE_PASS, FINISH_STEPS = 10, 10
+FINISH_EPOCHS_ONE_PASS, FINISH_EPOCHS = 2, 8  # of the fewest views, see `physics.acquisition`
 Slices = Float[Tensor, "s y x"]
 
 
@@ -112,21 +111,15 @@ def by_network(network: Network, sinogram: Float[Tensor, "s v d"], acquisition: 
     All slices take a pass before any takes the next, so that those at the ends of a batch see neighbours as far on as they are themselves.
     What is held of the whole scan is on the CPU.
     """
-    operator, generator = acquisition.operator(network.device), network.generator
+    operator = acquisition.operator(network.device)
     residual = _Residual(operator)
-    consistent, before = _starts(operator, sinogram, residual)
+    image_hu = _first_images(operator, sinogram, QUICK_EPOCHS if network.passes == 1 else START_EPOCHS, residual)
     for number in range(network.passes - 1):
-        clamped: list[Tensor] = []
-        agreeing: list[Tensor] = []
-        for measured, image_hu, _ in _passed(network, operator, sinogram, consistent, before, number):
-            image_hu = image_hu.clamp(*IMAGE_RANGE_HU)
-            clamped.append(image_hu.cpu())
-            agreeing.append(generator.agreeing(operator, measured, image_hu).cpu())
-        consistent, before = torch.cat(agreeing), torch.cat(clamped)
+        image_hu = torch.cat([passed_hu.cpu() for _, passed_hu, _ in _passed(network, operator, sinogram, image_hu, number)])
     images: list[Tensor] = []
     uncertainties: list[Tensor] = []
-    for measured, image_hu, log_error in _passed(network, operator, sinogram, consistent, before, network.passes - 1):
-        image = attenuation(image_hu)
+    for measured, passed_hu, log_error in _passed(network, operator, sinogram, image_hu, network.passes - 1):
+        image = attenuation(passed_hu)
         residual.add("network", image, measured)
         finished = finish(operator, measured, image, network.passes)
         residual.add("result", finished, measured)
@@ -136,9 +129,8 @@ def by_network(network: Network, sinogram: Float[Tensor, "s v d"], acquisition: 
 
 
 def finish(operator: Projector, sinogram: Float[Tensor, "s v d"], image_mu: Slices, passes: int) -> Slices:
-    """What makes the network's last image, mu in 1/mm, agree with the data: a few iterations of TV, which smooth what nothing demands."""
-    steps = FINISH_STEPS_ONE_PASS if passes == 1 else FINISH_STEPS
-    return total_variation(operator, sinogram, FINISH_WEIGHT, steps, start=image_mu)
+    """What makes the network's last image, mu in 1/mm, agree with the data: a few steps of TV, which smooth what nothing demands."""
+    return smoothed(operator, sinogram, image_mu, FINISH_EPOCHS_ONE_PASS if passes == 1 else FINISH_EPOCHS)
 
 
 def _fbp(operator: Projector, sinogram: Float[Tensor, "s v d"]) -> Slices:
@@ -174,21 +166,19 @@ class _Residual:
         return {stage: math.sqrt(left / max(signal, 1e-30)) for stage, (left, signal) in self._squares.items()}
 
 
-def _starts(operator: Projector, sinogram: Float[Tensor, "s v d"], residual: _Residual) -> tuple[Slices, Slices]:
-    """Data-consistent images and filtered backprojections of all slices, HU, on the CPU."""
-    starts: list[Tensor] = []
-    backprojections: list[Tensor] = []
+def _first_images(operator: Projector, sinogram: Float[Tensor, "s v d"], epochs: int, residual: _Residual) -> Slices:
+    """What the network begins with, of all slices, HU, on the CPU."""
+    images: list[Tensor] = []
     for part in sinogram.split(BATCH):
         measured = part.to(operator.device)
-        start, backprojected = consistent_start(operator, measured)
-        residual.add("start", start, measured)
-        starts.append(mu_to_hu(start).cpu())
-        backprojections.append(mu_to_hu(backprojected).cpu())
-    return torch.cat(starts), torch.cat(backprojections)
+        image = first_image(operator, measured, epochs)
+        residual.add("start", image, measured)
+        images.append(mu_to_hu(image).cpu())
+    return torch.cat(images)
 
 
 def _passed(
-    network: Network, operator: Projector, sinogram: Float[Tensor, "s v d"], consistent: Slices, before: Slices, number: int
+    network: Network, operator: Projector, sinogram: Float[Tensor, "s v d"], image_hu: Slices, number: int
 ) -> Iterator[tuple[Float[Tensor, "s v d"], Slices, Slices]]:
     """One pass, in batches on the network's device: what was measured, the image in HU and the logarithm of its error.
 
@@ -199,7 +189,8 @@ def _passed(
         own = slice(first, min(first + BATCH, count))
         seen = slice(max(0, own.start - reach), min(count, own.stop + reach))
         kept = slice(own.start - seen.start, own.stop - seen.start)
-        measured, start, made_from = (whole[seen].to(network.device) for whole in (sinogram, consistent, before))
+        measured, before_hu = (whole[seen].to(network.device) for whole in (sinogram, image_hu))
+        shown = shown_of(operator, measured, before_hu)
         with torch.autocast(network.device.type, network.dtype, enabled=network.dtype is not torch.float32):
-            image_hu, log_error = network.generator.one_pass(operator, measured, start, made_from, number, volumes=1)
-        yield measured[kept], image_hu[kept], log_error[kept]
+            passed_hu, log_error = network.generator.one_pass(shown, operator.geometry.views, number, volumes=1)
+        yield measured[kept], passed_hu[kept], log_error[kept]

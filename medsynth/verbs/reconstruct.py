@@ -87,9 +87,7 @@ class Result(NamedTuple):
 
 def reconstruct(settings: Settings, progress: Progress) -> Record:
     """Every case of `source` to `out`. Raises MedsynthError for what concerns the whole run; a case's own failure is in the record."""
-    if settings.method != "network" and (settings.passes is not None or settings.model):
-        name = "--model" if settings.model else "--passes"
-        raise option(f"{name} is for the network, and --method {settings.method} has none", "leave it out, or --method network")
+    insist_no_network(settings)
     if settings.method == "network" and not settings.model:
         remedy = "--method tv; or train one (medsynth train --task sparse-ct --data ct/ --out run/) and give --model run/"
         raise UsageError("E-MODEL", "the network needs a model, and none for sparse-ct ships with this version", remedy=remedy)
@@ -103,7 +101,7 @@ def reconstruct(settings: Settings, progress: Progress) -> Record:
     network = methods.load_network(model, weights, device, settings.passes) if model and weights else None
     outputs.prepare_folder(settings.out)
     outputs.describe_dataset(settings.out, TASK)
-    plan = Plan(settings, geometry, model, network, device, _making(settings, model))
+    plan = Plan(settings, geometry, model, network, device, making_of(settings, model))
     precision = str(precision_for(device)) if network else "torch.float32"
     record = Record(settings.out, command=plan.making.settings, model=model, device=str(device), precision=precision)
     pipeline.run(
@@ -115,6 +113,13 @@ def reconstruct(settings: Settings, progress: Progress) -> Record:
         progress,
     )
     return record
+
+
+def insist_no_network(settings: Settings) -> None:
+    """Raises UsageError E-OPTION for options of the network with another method."""
+    if settings.method != "network" and (settings.passes is not None or settings.model):
+        name = "--model" if settings.model else "--passes"
+        raise option(f"{name} is for the network, and --method {settings.method} has none", "leave it out, or --method network")
 
 
 def find(source: Path, out: Path, choices: folder.Choices) -> list[Found]:
@@ -220,7 +225,8 @@ def _insist_sensible(settings: Settings, found: list[Found]) -> Geometry | None:
     return None
 
 
-def _making(settings: Settings, model: Model | None) -> Making:
+def making_of(settings: Settings, model: Model | None) -> Making:
+    """What decides the outputs of a run, without paths."""
     measuring = {key: value for key, value in vars(settings.measuring).items() if key != "geometry" and value not in (None, False)}
     described: dict[str, Any] = {
         "task": TASK.name,

@@ -9,6 +9,7 @@ from ellipses import BODY, Ellipse, relative
 from torch import Tensor
 
 from medsynth.core.errors import OutOfMemoryError, ScanError, UsageError
+from medsynth.physics.cone import centred_detector
 from medsynth.physics.ct import KEPT_BYTES, Projector, attenuation, hu_to_mu, keep_projectors, mu_to_hu, projector, relative_residual
 from medsynth.physics.geometry import Geometry, ImageGrid, fan, parallel
 from medsynth.physics.rtk import detector_stack, load
@@ -251,7 +252,7 @@ def test_itk_rtk_projects_the_same(geometry: Geometry) -> None:
         rotation.AddProjection(geometry.source_to_isocentre_mm, distance, angle, geometry.detector_offset_mm)
     empty = torch.zeros(geometry.views, 1, geometry.detectors).numpy()
     project = rtk.JosephForwardProjectionImageFilter[type(volume), type(volume)].New()
-    project.SetInput(0, detector_stack(empty, (geometry.pitch_mm, 1.0)))
+    project.SetInput(0, detector_stack(empty, centred_detector((geometry.detectors, 1), (geometry.pitch_mm, 1.0))))
     project.SetInput(1, volume)
     project.SetGeometry(rotation)
     project.Update()
