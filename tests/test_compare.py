@@ -276,7 +276,7 @@ def test_a_patch_of_few_views_decodes_to_the_start_and_knows_where_it_lies() -> 
     rng = np.random.default_rng(0)
     target = np.full((20, 20, 40), 40, dtype=np.int16)
     start = target + 100
-    columns = sparse.pair(sparse.Volume(target, start), rng, 16, flips=True)
+    columns = sparse.pair(sparse.Volume(target, start), rng, 16, 2.0, flips=True)
     pairs = Pairs(*(np.stack([column]) for column in columns))
     assert np.abs(sparse.start_of(pairs) - start[0, 0, 0]).max() < 2
     assert pairs.inside.all()

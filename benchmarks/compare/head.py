@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from medsynth.core.anatomy import HEAD
 from medsynth.core.generator import place_of
 from medsynth.core.quantity import CT
 from medsynth.sources.contrast import draw_contrast
@@ -45,7 +46,7 @@ def pair(heads: list[Head], rng: np.random.Generator, size: Size) -> tuple[np.nd
         condition.image[0, 0].numpy().astype(np.float16),
         *(ct_hu.round().numpy().astype(np.int16) for ct_hu in (textured_hu, again_hu, clean_hu)),
         target.weight[0, 0].numpy() == 1,
-        place_of(float(recipe.deformation.centre[2]), head.tissue.shape[2]).numpy()[0],
+        place_of(HEAD, float(recipe.deformation.centre[2]), head.tissue.shape[2]).numpy()[0],
         np.array(textures[0][:3], dtype=np.float32),
         np.array(recipe.contrast.kind),
     )

@@ -1,7 +1,7 @@
 """Problem "sparse": CT from 18 views of a fan beam, at 2 mm: what is consistent with the data -> CT, in patches of slabs.
 
-Real CTs, projected slice by slice from a grid twice as fine, with noise. The condition is the package's own start (accelerated SIRT); no
-method sees the sinogram, so that the network and its time are those of the other problem.
+Real CTs, projected slice by slice from a grid twice as fine, with noise. The condition is the package's own start; no method
+sees the sinogram, so that the network and its time are those of the other problem.
 """
 
 from pathlib import Path
@@ -12,8 +12,9 @@ import torch
 from scipy import ndimage
 from torch.nn import functional as F
 
+from medsynth.core.anatomy import region_of
 from medsynth.core.generator import place_of
-from medsynth.physics.acquisition import Acquisition, consistent_start
+from medsynth.physics.acquisition import Acquisition, first_image
 from medsynth.physics.ct import attenuation, mu_to_hu
 from medsynth.physics.geometry import FINER, ImageGrid, fan
 from medsynth.physics.noise import photon_noise
@@ -50,13 +51,13 @@ def draw(data: Path, work: Path, size: Size, split: str, count: int) -> Pairs:
     rng = np.random.default_rng((SEED, SPLITS.index(split)))
     weight = np.sqrt([volume.target_hu.size for volume in volumes])
     rows = [
-        pair(volumes[int(rng.choice(len(volumes), p=weight / weight.sum()))], rng, size.patch, flips=split == "training")
+        pair(volumes[int(rng.choice(len(volumes), p=weight / weight.sum()))], rng, size.patch, size.spacing_mm, flips=split == "training")
         for _ in range(count)
     ]
     return Pairs(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
-def pair(volume: Volume, rng: np.random.Generator, side: int, *, flips: bool) -> tuple[np.ndarray, ...]:
+def pair(volume: Volume, rng: np.random.Generator, side: int, pixel_mm: float, *, flips: bool) -> tuple[np.ndarray, ...]:
     """The fields of `Pairs` for one patch. `clean`, which tells where tissue is flat, is the target smoothed; `again` is the target."""
     shape = volume.target_hu.shape
     while volume.target_hu[voxel := tuple(rng.integers(shape))] <= BODY_HU:
@@ -73,7 +74,7 @@ def pair(volume: Volume, rng: np.random.Generator, side: int, *, flips: bool) ->
         target.copy(),
         clean.round().astype(np.int16),
         _closed(clean > BODY_HU),
-        place_of(corner[2] + side / 2, shape[2]).numpy()[0],
+        place_of(region_of(volume.target_hu[:, :, corner[2] + side // 2], pixel_mm), corner[2] + side / 2, shape[2]).numpy()[0],
         np.zeros(3, dtype=np.float32),
         np.array(f"views{VIEWS}"),
     )
@@ -110,7 +111,7 @@ def start(scan_hu: np.ndarray, pixel_mm: float, seed: int) -> np.ndarray:
     parts: list[torch.Tensor] = []
     for slices in torch.from_numpy(square.astype(np.float32)).split(SLICES_AT_ONCE):
         truth = F.interpolate(slices[None], scale_factor=FINER, mode="bilinear")[0]
-        parts.append(mu_to_hu(consistent_start(own, photon_noise(fine.forward(attenuation(truth)), PHOTONS, rng))[0]))
+        parts.append(mu_to_hu(first_image(own, photon_noise(fine.forward(attenuation(truth)), PHOTONS, rng))))
     result = torch.cat(parts).permute(2, 1, 0).numpy()
     crop = tuple(slice(a, a + n) for a, n in zip(low, scan_hu.shape[:2], strict=True))
     return result[crop].round().clip(-1024, 4000).astype(np.int16)

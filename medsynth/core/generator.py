@@ -11,7 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-PLACES = 8
+from medsynth.core.anatomy import REGIONS
+
+HEIGHTS = 8
+PLACES = REGIONS * HEIGHTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,8 @@ class Target:
 
     image: the target in network units. weight: how much each voxel counts (0 where the target is unknown).
     shares: share of each class in a voxel, where the source knows it; else the generator derives it from the image.
-    place: where in the body the patch lies, as a number: height along z in PLACES steps. Drifting compares like with like by it.
+    place: where in the body the patch lies, as a number: part of the body, and height along z in HEIGHTS steps. Drifting compares like with
+    like by it.
     """
 
     image: Float[Tensor, "b 1 x y z"]
@@ -80,9 +84,9 @@ class Generator(Protocol):
         ...
 
 
-def place_of(centre: float, size: float) -> Int[Tensor, " 1"]:
-    """The `Target.place` of a patch whose centre lies at the height `centre` of a body that spans 0 to `size`."""
-    return torch.tensor([min(PLACES - 1, max(0, int(PLACES * centre / size)))])
+def place_of(region: int, centre: float, size: float) -> Int[Tensor, " 1"]:
+    """The `Target.place` of a patch in a region (`core.anatomy`) that is centred on the height `centre` of a scan from 0 to `size`."""
+    return torch.tensor([region * HEIGHTS + min(HEIGHTS - 1, max(0, int(HEIGHTS * centre / size)))])
 
 
 def _moved(record: Condition | Target, device: torch.device | str) -> dict[str, Tensor]:

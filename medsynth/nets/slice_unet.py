@@ -1,9 +1,9 @@
 """Residual 2-D U-Net without normalisation for slices of CT: it predicts a correction of an image that is consistent with its projections.
 
 Without normalisation, so that a correction in HU does not depend on what else is in the slice. The wide convolutions run on half the grid.
-What they unfold onto the full one starts alike in all four cells (ICNR; Aitken 2017), and two narrow convolutions there, which see the
-input again, can even out what is left. A binomial filter, as in `nets.unet`, leaves no checkerboard for certain, but costs a quarter of
-what is learned in a given time: what few views leave in an image is as fine as its pixels (docs/log.md).
+What they unfold onto the full one starts alike in all four cells (ICNR; Aitken 2017), and two narrow convolutions there can even out what
+is left. A binomial filter, as in `nets.unet`, leaves no checkerboard for certain, but costs a quarter of what is learned in a given time:
+what few views leave in an image is as fine as its pixels (docs/log.md).
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ TAIL_GAIN = 0.3  # small, not zero: a tail of zeros stays there for hundreds of 
 class SliceUNet(nn.Module):
     """Maps [b in x y] to [b out x y]; x and y must be multiples of `stride`.
 
-    channels, blocks: width and residual blocks of each level, from fine to coarse. refined: channels on the full grid. The last two
-    convolutions run in float32 whatever the precision around them.
+    channels, blocks: width and residual blocks of each level, from fine to coarse. refined: channels on the full grid. What it returns is
+    float32 whatever the precision around it.
     """
 
     def __init__(self, *, in_channels: int, out_channels: int, channels: Sequence[int], blocks: Sequence[int], refined: int) -> None:
@@ -37,7 +37,7 @@ class SliceUNet(nn.Module):
         self.decoder = nn.ModuleList(_stage(width, count) for width, count in zip(channels[:-1], blocks[:-1], strict=True))
         self.unfolding = nn.Conv2d(channels[0], refined * FOLD**2, 1)
         _alike(self.unfolding)
-        self.refine = nn.Conv2d(refined + in_channels, refined, 3, padding=1)
+        self.refine = nn.Conv2d(refined, refined, 3, padding=1)
         self.tail = nn.Conv2d(refined, out_channels, 3, padding=1)
         _scale(self.tail, TAIL_GAIN)
 
@@ -51,10 +51,8 @@ class SliceUNet(nn.Module):
                 features = downsample(features)
         for upsample, stage, skip in reversed(list(zip(self.upsamples, self.decoder, skips, strict=True))):
             features = stage(F.pixel_shuffle(upsample(F.silu(features)), FOLD) + skip)
-        fine = F.pixel_shuffle(self.unfolding(F.silu(features)), FOLD)
-        with torch.autocast(x.device.type, enabled=False):
-            refined = self.refine(torch.cat([fine.float(), x.float()], dim=1).contiguous(memory_format=torch.channels_last))
-            return self.tail(F.silu(refined))
+        fine = F.pixel_shuffle(self.unfolding(F.silu(features)), FOLD).contiguous(memory_format=torch.channels_last)
+        return self.tail(F.silu(self.refine(fine))).float()
 
 
 class ResidualBlock(nn.Module):

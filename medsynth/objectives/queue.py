@@ -11,24 +11,24 @@ Maps = dict[str, Float[Tensor, "b _ _"]]
 
 
 class FeatureQueue:
-    """First in, first out, for each place of the body. Kept in half precision; memory is taken at the first push."""
+    """First in, first out, for each place of the body. Kept in half precision; a place takes memory when it is first seen."""
 
     def __init__(self, places: int, size: int) -> None:
         self.size = size
-        self._maps: dict[str, Tensor] = {}  # each [place slot l d]
+        self._maps: dict[str, dict[int, Tensor]] = {}  # by name and place, each [slot l d]
         self._pushed = torch.zeros(places, dtype=torch.long)
 
     def push(self, maps: Maps, places: Int[Tensor, " b"]) -> None:
         """Keeps a batch of samples, one after the other; the oldest of their place go."""
         if self.size == 0:
             return
-        for name, value in maps.items():
-            if name not in self._maps:
-                self._maps[name] = torch.zeros(len(self._pushed), self.size, *value.shape[1:], dtype=torch.float16, device=value.device)
         for sample, place in enumerate(places.tolist()):
             slot = int(self._pushed[place]) % self.size
             for name, value in maps.items():
-                self._maps[name][place, slot] = value[sample]
+                kept = self._maps.setdefault(name, {})
+                if place not in kept:
+                    kept[place] = torch.zeros(self.size, *value.shape[1:], dtype=torch.float16, device=value.device)
+                kept[place][slot] = value[sample]
             self._pushed[place] += 1
 
     def newest(self, name: str, places: Int[Tensor, " b"], count: int) -> Float[Tensor, "n l d"] | None:
@@ -43,13 +43,13 @@ class FeatureQueue:
             share = round(count * times / len(places))
             slots = [s % self.size for s in range(max(0, pushed - min(self.size, share)), pushed)]
             if slots:
-                found.append(self._maps[name][place, slots])
+                found.append(self._maps[name][place][slots])
         return torch.cat(found).float() if found else None
 
     @property
     def nbytes(self) -> int:
         """Memory of the samples."""
-        return sum(value.nbytes for value in self._maps.values())
+        return sum(value.nbytes for kept in self._maps.values() for value in kept.values())
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -57,4 +57,4 @@ class FeatureQueue:
 
     def load(self, state: dict[str, Any]) -> None:
         """From a checkpoint."""
-        self._maps, self._pushed = dict(state["maps"]), state["pushed"].cpu()
+        self._maps, self._pushed = {name: dict(kept) for name, kept in state["maps"].items()}, state["pushed"].cpu()

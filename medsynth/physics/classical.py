@@ -19,6 +19,7 @@ from medsynth.physics.ct import MU_WATER_PER_MM, Projector
 TV_WEIGHT = {18: 0.0006, 36: 0.0003, 72: 0.00015}
 DUAL_STEP = 1.9 / 8  # below 2 / ||gradient||^2, which is 8 in two dimensions
 TINY = 1e-30
+LEAST_RAY, LEAST_PIXEL = 5.0, 0.25  # with extrapolation: pixels along a ray, and of all views, below which steps are no longer
 
 
 def sirt(
@@ -71,6 +72,31 @@ def total_variation(
         new = proximal(_stepped(operator, ahead, measured, per_ray, per_pixel), inner)
         ahead, momentum = _extrapolated(image, new, momentum)
         image = new
+    return image * MU_WATER_PER_MM
+
+
+def ordered_total_variation(
+    operator: Projector, sinogram: Float[Tensor, "s v d"], weight: float, epochs: int, *, start: Float[Tensor, "s y x"]
+) -> Float[Tensor, "s y x"]:
+    """The same with steps on a subset of the views after the other (Hudson and Larkin 1994; with momentum, Kim, Ramani and Fessler 2015,
+    IEEE TMI 34(1), 167): 16 times through the data come near to 150 iterations, for an eighth of the time.
+
+    Steps on subsets do not converge: this is for a start, and for a few steps from an image that is good already. epochs: below 20.
+    """
+    lengths = torch.stack([part.pixel_lengths_mm for _, part in operator.subsets]).sum(0)
+    per_pixel = len(operator.subsets) * _damped_inverse(lengths, LEAST_PIXEL * operator.geometry.views * operator.grid.pixel_mm)
+    steps: list[tuple[Projector, Tensor, Tensor]] = []
+    for views, part in operator.subsets:
+        per_ray = _damped_inverse(part.ray_lengths_mm, LEAST_RAY * operator.grid.pixel_mm)
+        steps.append((part, per_ray * _slices_innermost(sinogram[:, views]) / MU_WATER_PER_MM, per_ray))
+    image = ahead = _started(operator, sinogram, start) / MU_WATER_PER_MM
+    proximal = _TotalVariationProximal(image, weight)
+    momentum = 1.0
+    for _ in range(epochs):
+        for part, measured, per_ray in steps:
+            new = proximal(_stepped(part, ahead, measured, per_ray, per_pixel), 1)
+            ahead, momentum = _extrapolated(image, new, momentum)
+            image = new
     return image * MU_WATER_PER_MM
 
 
@@ -161,15 +187,19 @@ def _extrapolated(old: Tensor, new: Tensor, momentum: float) -> tuple[Tensor, fl
 
 
 def _damped_metric(operator: Projector) -> tuple[Any, Any]:
-    """With extrapolation, rays that graze the image and pixels that few rays cross must not take long steps."""
-    return _metric(operator, least_ray=5.0, least_pixel=0.25 * operator.geometry.views)
+    """Rays that graze the image and pixels that few rays cross must not take long steps where they are extrapolated."""
+    return _metric(operator, least_ray=LEAST_RAY, least_pixel=LEAST_PIXEL * operator.geometry.views)
 
 
 def _metric(operator: Projector, *, least_ray: float, least_pixel: float) -> tuple[Float[Tensor, "v d"], Float[Tensor, "y x"]]:
     """Inverse lengths per ray and per pixel in 1/mm, lengths below so many pixels taken as that."""
     pixel_mm = operator.grid.pixel_mm
     ray, pixel = operator.ray_lengths_mm, operator.pixel_lengths_mm
-    return ray.clamp(min=least_ray * pixel_mm).reciprocal(), pixel.clamp(min=least_pixel * pixel_mm).reciprocal()
+    return _damped_inverse(ray, least_ray * pixel_mm), _damped_inverse(pixel, least_pixel * pixel_mm)
+
+
+def _damped_inverse(lengths_mm: Float[Tensor, "a b"], least_mm: float) -> Float[Tensor, "a b"]:
+    return lengths_mm.clamp(min=least_mm).reciprocal()
 
 
 def _started(operator: Projector, sinogram: Tensor, start: Tensor | None) -> Float[Tensor, "s y x"]:

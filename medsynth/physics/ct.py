@@ -22,6 +22,7 @@ from medsynth.physics.joseph import BYTES_PER_ENTRY, most_bytes, system_matrix, 
 
 MU_WATER_PER_MM = 0.0192
 MATRIX_LIMIT_BYTES = 2.5e9
+SUBSETS = 6  # more make the extrapolated steps on them diverge (docs/log.md)
 BACKPROJECTION_KEPT_BYTES = 512e6
 BACKPROJECTION_BLOCK_BYTES = 128e6
 KEPT_BYTES = 1.5e9  # of all projectors, unless `keep_projectors` says otherwise: with those of the scan at work a machine of 8 GB does
@@ -92,11 +93,25 @@ class Projector:
         """Sum of the lengths of all rays in each pixel: the adjoint applied to ones."""
         return self.adjoint(torch.ones(1, self.geometry.views, self.geometry.detectors, device=self.device))[0].contiguous()
 
+    @cached_property
+    def subsets(self) -> list[tuple[slice, "Projector"]]:
+        """The views dealt out into SUBSETS, fewer where each would get less than three: which views, and their projector.
+
+        Neighbours in the list lie far apart in angle, so that each tells what the one before could not.
+        """
+        count = min(SUBSETS, max(1, self.geometry.views // 3))
+        firsts = [first for pair in zip(range(0, count), range((count + 1) // 2, count), strict=False) for first in pair]
+        firsts += [first for first in range(count) if first not in firsts]
+        angles = self.geometry.angles_deg
+        parts = [slice(first, None, count) for first in firsts]
+        return [(part, Projector(self.geometry.model_copy(update={"angles_deg": angles[part]}), self.grid, self.device)) for part in parts]
+
     @property
     def held_bytes(self) -> int:
         """Memory of the matrices built so far."""
         built = (self.__dict__.get(name) for name in ("matrix", "transposed_matrix", "_backprojection"))
-        return sum(BYTES_PER_ENTRY * matrix.values().numel() for matrix in built if matrix is not None)
+        own = sum(BYTES_PER_ENTRY * matrix.values().numel() for matrix in built if matrix is not None)
+        return own + sum(part.held_bytes for _, part in self.__dict__.get("subsets", ()))
 
     @cached_property
     def matrix(self) -> Tensor:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
+from medsynth.core.anatomy import HEAD
 from medsynth.core.generator import Condition, Target, place_of
 from medsynth.core.quantity import CT, MR
 from medsynth.sources.contrast import Contrast, draw_contrast
@@ -154,7 +155,7 @@ def render(recipe: Recipe, head: Head, patch: Patch, device: torch.device) -> tu
             image=CT().fit().encode(_mean_of(hu, tissues))[None, None],
             weight=weight[None, None],
             shares=_shares(tissues)[None],
-            place=place_of(float(recipe.deformation.centre[2]), head.tissue.shape[2]).to(device),
+            place=place_of(HEAD, float(recipe.deformation.centre[2]), head.tissue.shape[2]).to(device),
         ),
     )
 

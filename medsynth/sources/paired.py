@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from medsynth.core.anatomy import region_of
 from medsynth.core.generator import Condition, Target, place_of
 from medsynth.core.quantity import CT
 from medsynth.sources.augment import Change, Spacing, change, draw_change
@@ -105,8 +106,15 @@ def render(recipe: Recipe, packed: Packed, spacing_mm: Spacing, patch: Patch, de
         image = change(image, recipe.change, rng) * (known != UNKNOWN)
     weight = torch.where(known == BODY, 1.0, OUTSIDE_WEIGHT) * (known != UNKNOWN)
     target = CT().fit().encode(above_air + OUTSIDE_HU)
-    nth = place_of(float(recipe.deformation.centre[2]), packed.shape[2] * spacing_mm[2]).to(device)
+    nth = _place(recipe, packed, spacing_mm).to(device)
     return Condition(image=image[None]), Target(image=target[None, None], weight=weight[None, None], place=nth)
+
+
+def _place(recipe: Recipe, packed: Packed, spacing_mm: Spacing) -> Int[Tensor, " 1"]:
+    """By the axial slice in the middle of the patch."""
+    height = float(recipe.deformation.centre[2]) / spacing_mm[2]
+    middle = packed[:, :, min(packed.shape[2] - 1, max(0, int(height)))]["ct_hu"]
+    return place_of(region_of(middle, spacing_mm[0]), height, packed.shape[2])
 
 
 def _centre_mm(rng: np.random.Generator, packed: Packed, patch: Patch, spacing_mm: Spacing) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 A slab is cut out of a packed scan in a random pose, changed as another patient or scanner would change it, projected from a grid twice as
 fine as the reconstruction's (who simulates and reconstructs with one matrix commits the inverse crime), and given noise. Slabs are
-simulated in groups that share geometry and dose, since all their slices are columns of one product; each is used twice.
+simulated in groups that share geometry and dose, since all their slices are columns of one product; each is used three times.
 
 Everything random about a group is drawn first, into records; `simulate` is then a function of them and the packed scans.
 """
@@ -18,9 +18,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from medsynth.core.generator import PLACES, Condition, Target
+from medsynth.core.anatomy import ACROSS, region_of
+from medsynth.core.generator import Condition, Target, place_of
 from medsynth.core.quantity import CT
-from medsynth.physics.acquisition import Acquisition, consistent_start, from_slices
+from medsynth.generators.sparse import shown_of
+from medsynth.physics.acquisition import QUICK_EPOCHS, START_EPOCHS, Acquisition, first_image, from_slices
 from medsynth.physics.ct import attenuation, keep_projectors, mu_to_hu
 from medsynth.physics.geometry import FINER, ImageGrid, fan
 from medsynth.physics.noise import photon_noise
@@ -28,16 +30,16 @@ from medsynth.physics.noise import photon_noise
 SIZE = 256  # pixels on a side of the reconstruction
 PIXELS_MM = (0.95, 1.4, 1.75)  # a head, a slim and a wide body in the fan's field of view
 LOG10_PHOTONS = (5.5, 6.5)
-BATCHES_A_GROUP, USES = 4, 2
+BATCHES_A_GROUP, USES = 3, 3
 AIR_HU, TOP_HU = -1000.0, 3095.0
 DEEP_MM, DEEP_SHARE = 150.0, 0.3  # scans this long are also cut across: coronal and sagittal slices are other anatomy
 PASSES_FROM = 150  # batches before the first with several passes: a network that knows nothing teaches nothing to its second pass
-PASSES = {1: 0.6, 2: 0.28, 3: 0.12}
-WINDOW_REACH = 0.25  # of the slice's side: how far from its middle a window's own may lie
+PASSES = {1: 0.6, 2: 0.25, 3: 0.15}
+WINDOW_REACH = 0.3  # of the slice's side, along each: how far from its middle a window's own is sought; windows that end outside move in
 MARGIN = 8
 VALIDATION_PIXEL_MM, VALIDATION_PHOTONS = 1.4, 1e6
 VALIDATION_OFFSET = 10**9
-PROJECTORS_BYTES = 4e9  # three pixel sizes, three numbers of views, and the finer grids to project from
+PROJECTORS_BYTES = 6e9  # three pixel sizes, three numbers of views, and the finer grids to project from
 
 
 class Stack(NamedTuple):
@@ -85,12 +87,13 @@ class Recipe(NamedTuple):
 
 
 class Group(NamedTuple):
-    """What the slabs of a group share, and the slabs. pixel_mm: of the reconstruction."""
+    """What the slabs of a group share, and the slabs. pixel_mm: of the reconstruction. start_epochs: of its first image."""
 
     views: int
     pixel_mm: float
     photons: float
     noise_seed: int
+    start_epochs: int
     recipes: tuple[Recipe, ...]
 
 
@@ -129,7 +132,7 @@ class ProjectedSlabs:
         turn, which = divmod(index, len(self.views))
         stack = turn % len(self.stacks)
         recipe = draw_plain(rng, stack, self.stacks[stack], self.slices, self.size)
-        group = Group(self.views[which], VALIDATION_PIXEL_MM, VALIDATION_PHOTONS, index, (recipe,))
+        group = Group(self.views[which], VALIDATION_PIXEL_MM, VALIDATION_PHOTONS, index, QUICK_EPOCHS, (recipe,))
         return *simulate(group, self.stacks, self.slices, self.size, device)[0], f"views{self.views[which]}"
 
     def _simulated(self, number: int, count: int, device: torch.device) -> list[tuple[Condition, Target]]:
@@ -143,8 +146,7 @@ class ProjectedSlabs:
         condition = replace(condition, passes=passes if step >= PASSES_FROM * self.batch else 1)
         if not self.window:
             return condition, target
-        angle, reach = rng.uniform(0, 2 * np.pi), WINDOW_REACH * self.size * rng.uniform() ** 0.5
-        middle = self.size / 2 + reach * np.array([np.cos(angle), np.sin(angle)])
+        middle = self.size * (0.5 + rng.uniform(-WINDOW_REACH, WINDOW_REACH, 2))
         x, y = (int(np.clip(round(c - self.window / 2), 0, self.size - self.window)) for c in middle)
         image = target.image[:, :, x : x + self.window, y : y + self.window]
         weight = torch.zeros_like(image)
@@ -161,6 +163,7 @@ def draw_group(rng: np.random.Generator, stacks: Sequence[Stack], views: Sequenc
         pixel_mm=float(rng.choice(PIXELS_MM)),
         photons=float(10 ** rng.uniform(*LOG10_PHOTONS)),
         noise_seed=int(rng.integers(2**62)),
+        start_epochs=int(rng.choice((QUICK_EPOCHS, START_EPOCHS))),
         recipes=tuple(draw_slab(rng, int(i), stacks[i], slices) for i in chosen),
     )
 
@@ -218,14 +221,15 @@ def simulate(group: Group, stacks: Sequence[Stack], slices: int, size: int, devi
     rng = torch.Generator(device=device).manual_seed(group.noise_seed)
     sinogram = photon_noise(truth.operator(device).forward(attenuation(fine_hu)), group.photons, rng)
     acquisition = Acquisition(geometry, ImageGrid(size=size, pixel_mm=group.pixel_mm))
-    start, backprojected = (mu_to_hu(mu) for mu in consistent_start(acquisition.operator(device), sinogram))
+    operator = acquisition.operator(device)
+    shown = shown_of(operator, sinogram, mu_to_hu(first_image(operator, sinogram, group.start_epochs)))
     target_hu = F.avg_pool2d(fine_hu[:, None], FINER)[:, 0]
     count, scale = len(group.recipes), CT().fit()
-    inputs = torch.stack([from_slices(x, count) for x in (start, backprojected)], dim=1)
+    inputs = torch.stack([from_slices(slices_hu, count) for slices_hu in shown], dim=1)
     targets = from_slices(target_hu, count)[:, None]
     pairs: list[tuple[Condition, Target]] = []
     for i, recipe in enumerate(group.recipes):
-        place = _place(recipe, stacks[recipe.stack], slices)
+        place = _place(recipe, stacks[recipe.stack], target_hu[i * slices : (i + 1) * slices], group.pixel_mm)
         own = sinogram[i * slices : (i + 1) * slices]
         condition = Condition(image=scale.encode(inputs[i : i + 1]), sinogram=own[None].contiguous(), acquisition=acquisition)
         image = scale.encode(targets[i : i + 1])
@@ -264,11 +268,11 @@ def read_stack(path: Path, name: str) -> Stack:
         return Stack(name, file["ct_hu"], (z, y, x), path.stem)
 
 
-def _place(recipe: Recipe, stack: Stack, slices: int) -> Int[Tensor, " 1"]:
-    """Drifting compares like with like: heights of axial slabs by halves of the places, fronts and sides each by a quarter."""
-    first, count = {0: (0, PLACES // 2), 1: (PLACES // 2, PLACES // 4), 2: (PLACES * 3 // 4, PLACES // 4)}[recipe.axis]
-    along = (recipe.first + slices * recipe.apart / 2) / stack.ct_hu.shape[recipe.axis]
-    return torch.tensor([first + min(count - 1, int(count * along))])
+def _place(recipe: Recipe, stack: Stack, slab_hu: Float[Tensor, "s y x"], pixel_mm: float) -> Int[Tensor, " 1"]:
+    """Axial slabs by what they show in the middle, others by themselves; and how far along the scan."""
+    slices = len(slab_hu)
+    region = ACROSS if recipe.axis else region_of(slab_hu[slices // 2].cpu().numpy(), pixel_mm)
+    return place_of(region, recipe.first + slices * recipe.apart / 2, stack.ct_hu.shape[recipe.axis])
 
 
 def _plane_mm(stack: Stack, axis: int) -> tuple[float, float]:

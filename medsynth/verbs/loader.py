@@ -14,6 +14,7 @@ from medsynth.sources import Source
 from medsynth.zoo import TrainTable
 
 Batch = tuple[Condition, Target]
+AHEAD = 12  # micro-batches that a worker has ready: a group of slabs with many views takes as long as several steps
 
 
 class Span(NamedTuple):
@@ -34,6 +35,7 @@ def batches(source: Source, table: TrainTable, fabric: Fabric, span: Span, worke
         sampler=numbers(table, span, own, fabric.global_rank),
         collate_fn=_joined,
         num_workers=0 if on_device else workers,
+        prefetch_factor=None if on_device else AHEAD,
     )
     drawn = iter(loader)
     for step in range(*span):

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from medsynth.core.generator import Condition, Target
 from medsynth.core.quantity import CT
-from medsynth.generators.sparse import CORRECTION_HU, Config, SparseView
-from medsynth.physics.acquisition import Acquisition, consistent_start, from_slices, to_slices
+from medsynth.generators.sparse import CORRECTION_HU, Config, SparseView, shown_of
+from medsynth.physics.acquisition import Acquisition, asked_of, first_image, from_slices, to_slices
 from medsynth.physics.ct import attenuation, mu_to_hu, relative_residual
 from medsynth.physics.geometry import ImageGrid, fan
 
-CONFIG = Config(channels=(8, 16), blocks=(1, 1), refined=4, neighbours=1, consistency_steps=3)
+CONFIG = Config(channels=(8, 16), blocks=(1, 1), refined=4, neighbours=1)
 SCALE = CT().fit()
 GEOMETRY = fan(18, detectors=96, pitch_mm=4.0)
 
@@ -34,8 +34,8 @@ def condition(volume_hu: Tensor, passes: int = 1) -> Condition:
     acquisition = Acquisition(GEOMETRY, ImageGrid(size=volume_hu.shape[1], pixel_mm=6.0))
     operator = acquisition.operator(torch.device("cpu"))
     sinogram = operator.forward(attenuation(to_slices(volume_hu)))
-    start, backprojected = (from_slices(mu_to_hu(mu), len(volume_hu)) for mu in consistent_start(operator, sinogram))
-    image = SCALE.encode(torch.stack([start, backprojected], dim=1))
+    shown = shown_of(operator, sinogram, mu_to_hu(first_image(operator, sinogram)))
+    image = SCALE.encode(torch.stack([from_slices(x, len(volume_hu)) for x in shown], dim=1))
     per_slice = sinogram.unflatten(0, (len(volume_hu), -1)).contiguous()
     return Condition(image=image, sinogram=per_slice, acquisition=acquisition, passes=passes)
 
@@ -60,11 +60,10 @@ def test_slices_and_volumes_turn_into_each_other() -> None:
 
 
 @pytest.mark.parametrize("passes", [1, 3])
-def test_without_a_correction_every_slice_is_the_consistent_image_in_its_place(generator: SparseView, passes: int) -> None:
+def test_without_a_correction_every_slice_is_the_first_image_in_its_place(generator: SparseView, passes: int) -> None:
     given = condition(phantom(2, 3), passes)
     answer = silent(generator).sample(given)
-    difference_hu = (answer - given.image[:, :1]).abs().mean() * SCALE.half_width
-    assert difference_hu < (1e-2 if passes == 1 else 20)
+    assert (answer - given.image[:, :1]).abs().max() * SCALE.half_width < 1e-2
 
 
 def test_so_many_evaluations_are_made_as_passes_are_asked_for(generator: SparseView) -> None:
@@ -74,13 +73,13 @@ def test_so_many_evaluations_are_made_as_passes_are_asked_for(generator: SparseV
     assert len(calls) == 3
 
 
-def test_between_passes_the_image_is_led_back_to_the_data(generator: SparseView) -> None:
+def test_the_network_sees_what_leads_the_image_back_to_the_data() -> None:
     given = condition(phantom(1, 2))
     assert given.sinogram is not None
     operator, sinogram = given.acquisition.operator(torch.device("cpu")), given.sinogram[0]
     wrong_hu = to_slices(phantom(1, 2)[:]) + 60 * (to_slices(phantom(1, 2)) > -500)
-    corrected = generator.agreeing(operator, sinogram, wrong_hu)
-    before, after = (relative_residual(operator, attenuation(x), sinogram).mean() for x in (wrong_hu, corrected))
+    wrong = attenuation(wrong_hu)
+    before, after = (relative_residual(operator, x, sinogram).mean() for x in (wrong, asked_of(operator, sinogram, wrong)[0]))
     assert after < 0.5 * before
 
 
@@ -124,12 +123,12 @@ def test_a_network_learns_to_correct_a_slice(generator: SparseView) -> None:
     optimizer = torch.optim.Adam(generator.parameters(), lr=1e-2)
     losses: list[float] = []
     for _ in range(60):
-        loss = generator.fidelity(generator.answer(given), target)["smooth_l1"]
-        losses.append(loss.item())
+        loss = generator.fidelity(generator.answer(given), target)["log_rmse"]
+        losses.append(loss.exp().item())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]
 
 
 def test_a_window_is_that_part_of_the_whole_answer(generator: SparseView) -> None:

@@ -50,3 +50,6 @@ def test_a_queue_goes_through_a_checkpoint() -> None:
         one.push(maps(9), torch.tensor([0]))
     assert held(other, [0, 1], 10) == held(queue, [0, 1], 10) == [3, 4, 9, 2]
     assert queue.nbytes == 2 * 3 * 2 * 3 * 2
+    seldom = FeatureQueue(100, 3)
+    seldom.push(maps(1), torch.tensor([99]))
+    assert seldom.nbytes == 1 * 3 * 2 * 3 * 2  # of the places seen

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from medsynth.core.generator import PLACES, Condition, Target
+from medsynth.core.generator import HEIGHTS, Condition, Target
 from medsynth.core.quantity import CT
 from medsynth.sources import paired
 from medsynth.sources.deform import place
@@ -174,7 +174,7 @@ def _same(windows: np.ndarray, patch: np.ndarray) -> np.ndarray:
 def test_the_place_is_the_height_in_the_scan() -> None:
     voxels = packed()
     heights = [parts(render(at((20.0, 20.0, z)), voxels, SPACING_MM, PATCH, CPU))["place"].item() for z in (-5, 0, 4.4, 4.6, 17.4, 35, 50)]
-    assert heights == [0, 0, 1, 1, 3, PLACES - 1, PLACES - 1]
+    assert heights == [0, 0, 1, 1, 3, HEIGHTS - 1, HEIGHTS - 1]
 
 
 def test_training_looks_at_the_body_in_all_its_parts(scans: PairedScans) -> None:
