@@ -18,6 +18,7 @@ from medsynth.physics.ct import MU_WATER_PER_MM, Projector
 # fan beam, i0 1e6, 256 x 256 and the like; about 0.0108 / views.
 TV_WEIGHT = {18: 0.0006, 36: 0.0003, 72: 0.00015}
 DUAL_STEP = 1.9 / 8  # below 2 / ||gradient||^2, which is 8 in two dimensions
+ORDERED_STEP = 0.7  # with whole steps, three views to a subset diverge on some grids after 8 times through the data (docs/log.md)
 TINY = 1e-30
 LEAST_RAY, LEAST_PIXEL = 5.0, 0.25  # with extrapolation: pixels along a ray, and of all views, below which steps are no longer
 
@@ -84,13 +85,15 @@ def ordered_total_variation(
     Steps on subsets do not converge: this is for a start, and for a few steps from an image that is good already. epochs: below 20.
     """
     lengths = torch.stack([part.pixel_lengths_mm for _, part in operator.subsets]).sum(0)
-    per_pixel = len(operator.subsets) * _damped_inverse(lengths, LEAST_PIXEL * operator.geometry.views * operator.grid.pixel_mm)
+    per_pixel = (
+        ORDERED_STEP * len(operator.subsets) * _damped_inverse(lengths, LEAST_PIXEL * operator.geometry.views * operator.grid.pixel_mm)
+    )
     steps: list[tuple[Projector, Tensor, Tensor]] = []
     for views, part in operator.subsets:
         per_ray = _damped_inverse(part.ray_lengths_mm, LEAST_RAY * operator.grid.pixel_mm)
         steps.append((part, per_ray * _slices_innermost(sinogram[:, views]) / MU_WATER_PER_MM, per_ray))
     image = ahead = _started(operator, sinogram, start) / MU_WATER_PER_MM
-    proximal = _TotalVariationProximal(image, weight)
+    proximal = _TotalVariationProximal(image, ORDERED_STEP * weight)
     momentum = 1.0
     for _ in range(epochs):
         for part, measured, per_ray in steps:

@@ -32,6 +32,8 @@ PIXELS_MM = (0.95, 1.4, 1.75)  # a head, a slim and a wide body in the fan's fie
 LOG10_PHOTONS = (5.5, 6.5)
 BATCHES_A_GROUP, USES = 3, 3
 AIR_HU, TOP_HU = -1000.0, 3095.0
+EXACT_SHARE, MOST_VOXELS = 0.5, 352  # of axial slabs; voxels on a side beyond which the task bins them
+NEARLY = 0.01  # of a voxel: pixels on the edge between two must not take now this and now that one
 DEEP_MM, DEEP_SHARE = 150.0, 0.3  # scans this long are also cut across: coronal and sagittal slices are other anatomy
 PASSES_FROM = 150  # batches before the first with several passes: a network that knows nothing teaches nothing to its second pass
 PASSES = {1: 0.6, 2: 0.25, 3: 0.15}
@@ -71,7 +73,8 @@ class Recipe(NamedTuple):
     """Everything random about one slab, but for white noise.
 
     axis: of the scan, along which the slab's slices lie. first: the first of them; apart: steps between two. matrix, shift: from the slab's
-    plane, in units of half its side, to mm from the middle of the scan's. warp: nodes [1 2 n n] in mm, or None.
+    plane, in units of half its side, to mm from the middle of the scan's. warp: nodes [1 2 n n] in mm, or None. exact: voxels as they are,
+    since what is interpolated is smoother than any scan.
     """
 
     stack: int
@@ -81,6 +84,7 @@ class Recipe(NamedTuple):
     matrix: np.ndarray
     shift: np.ndarray
     warp: np.ndarray | None
+    exact: bool
     gain: float
     bump: Bump | None
     ellipses: tuple[Ellipse, ...]
@@ -137,7 +141,9 @@ class ProjectedSlabs:
 
     def _simulated(self, number: int, count: int, device: torch.device) -> list[tuple[Condition, Target]]:
         rng = np.random.default_rng((self.seed, number))
-        return simulate(draw_group(rng, self.stacks, self.views, self.slices, count), self.stacks, self.slices, self.size, device)
+        return simulate(
+            draw_group(rng, self.stacks, self.views, self.slices, self.size, count), self.stacks, self.slices, self.size, device
+        )
 
     def _used(self, condition: Condition, target: Target, step: int) -> tuple[Condition, Target]:
         """The pair with its passes and window, which are those of its batch: it goes through the network as one."""
@@ -154,7 +160,7 @@ class ProjectedSlabs:
         return replace(condition, window=(x, y, self.window)), Target(image=image, weight=weight, place=target.place)
 
 
-def draw_group(rng: np.random.Generator, stacks: Sequence[Stack], views: Sequence[int], slices: int, count: int) -> Group:
+def draw_group(rng: np.random.Generator, stacks: Sequence[Stack], views: Sequence[int], slices: int, size: int, count: int) -> Group:
     """A group for training; scans count by the root of their slices, so that neither long nor many short ones prevail."""
     weight = np.sqrt([len(stack.ct_hu) for stack in stacks])
     chosen = rng.choice(len(stacks), count, p=weight / weight.sum())
@@ -164,23 +170,26 @@ def draw_group(rng: np.random.Generator, stacks: Sequence[Stack], views: Sequenc
         photons=float(10 ** rng.uniform(*LOG10_PHOTONS)),
         noise_seed=int(rng.integers(2**62)),
         start_epochs=int(rng.choice((QUICK_EPOCHS, START_EPOCHS))),
-        recipes=tuple(draw_slab(rng, int(i), stacks[i], slices) for i in chosen),
+        recipes=tuple(draw_slab(rng, int(i), stacks[i], slices, size) for i in chosen),
     )
 
 
-def draw_slab(rng: np.random.Generator, index: int, stack: Stack, slices: int) -> Recipe:
-    """A slab for training: any place, pose, zoom and shape."""
+def draw_slab(rng: np.random.Generator, index: int, stack: Stack, slices: int, size: int = SIZE) -> Recipe:
+    """A slab for training: any place, pose, zoom and shape, or the scan's own voxels on a grid of size x size."""
     deep = len(stack.ct_hu) * stack.spacing_mm[0] > DEEP_MM
     axis = int(rng.integers(1, 3)) if deep and rng.random() < DEEP_SHARE else 0
     count = stack.ct_hu.shape[axis]
     low, high = (0.1, 0.9) if axis else (0.0, 1.0)  # the outer coronal and sagittal slices show skin only
     apart = max(1, int(rng.integers(1, 3)) if count >= 2 * slices else 1)
     last = max(int(low * count), int(high * count) - (slices - 1) * apart - 1)
-    half_mm = max(_plane_mm(stack, axis)) / 2 / rng.uniform(0.65, 1.05)
-    angle = rng.uniform(-np.pi, np.pi) if rng.random() < 0.6 else rng.integers(4) * np.pi / 2
+    exact = axis == 0 and rng.random() < EXACT_SHARE
+    half_mm = _exact_half_mm(stack, size) if exact else max(_plane_mm(stack, axis)) / 2 / rng.uniform(0.65, 1.05)
+    angle = rng.integers(4) * np.pi / 2 if exact or rng.random() < 0.4 else rng.uniform(-np.pi, np.pi)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    stretch = np.diag([rng.uniform(0.88, 1.14), 1.0])
+    stretch = np.diag([1.0 if exact else rng.uniform(0.88, 1.14), 1.0])
     mirror = np.diag([rng.choice((-1.0, 1.0)), 1.0])
+    shift = rng.uniform(-0.08, 0.08, 2) * half_mm
+    voxels_mm = np.array(stack.spacing_mm[:0:-1])
     bump = Bump(rng.uniform(-150, 300), rng.uniform(-60, 60), rng.uniform(60, 250)) if rng.random() < 0.5 else None
     return Recipe(
         stack=index,
@@ -188,8 +197,9 @@ def draw_slab(rng: np.random.Generator, index: int, stack: Stack, slices: int) -
         first=int(rng.integers(int(low * count), last + 1)),
         apart=apart,
         matrix=mirror @ turn @ stretch * half_mm,
-        shift=rng.uniform(-0.08, 0.08, 2) * half_mm,
-        warp=(rng.standard_normal((1, 2, 5, 5)) * 0.02 * half_mm).astype(np.float32) if rng.random() < 0.3 else None,
+        shift=(np.round(shift / voxels_mm) + NEARLY) * voxels_mm if exact else shift,
+        warp=(rng.standard_normal((1, 2, 5, 5)) * 0.02 * half_mm).astype(np.float32) if not exact and rng.random() < 0.3 else None,
+        exact=exact,
         gain=rng.uniform(0.92, 1.08),
         bump=bump,
         ellipses=tuple(_draw_ellipse(rng) for _ in range(rng.integers(1, 5))) if rng.random() < 0.25 else (),
@@ -198,15 +208,15 @@ def draw_slab(rng: np.random.Generator, index: int, stack: Stack, slices: int) -
 
 def draw_plain(rng: np.random.Generator, index: int, stack: Stack, slices: int, size: int = SIZE) -> Recipe:
     """A slab for validation: axial slices of the scan as it is, around the middle of its plane."""
-    half_mm = size * VALIDATION_PIXEL_MM / 2
     return Recipe(
         stack=index,
         axis=0,
         first=int(rng.integers(max(1, len(stack.ct_hu) - slices + 1))),
         apart=1,
-        matrix=np.eye(2) * half_mm,
-        shift=np.zeros(2),
+        matrix=np.eye(2) * _exact_half_mm(stack, size),
+        shift=NEARLY * np.array(stack.spacing_mm[:0:-1]),
         warp=None,
+        exact=True,
         gain=1.0,
         bump=None,
         ellipses=(),
@@ -251,7 +261,8 @@ def render(recipe: Recipe, stack: Stack, slices: int, size: int) -> Float[Tensor
         at_mm += F.interpolate(torch.from_numpy(recipe.warp), (size, size), mode="bicubic", align_corners=True)[0]
     high_mm, wide_mm = _plane_mm(stack, recipe.axis)
     grid = torch.stack([at_mm[0] / (wide_mm / 2), at_mm[1] / (high_mm / 2)], dim=-1)[None]
-    image = F.grid_sample(above_air[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0].clamp_(min=0)
+    mode = "nearest" if recipe.exact else "bicubic"
+    image = F.grid_sample(above_air[None], grid, mode=mode, padding_mode="zeros", align_corners=False)[0].clamp_(min=0)
     image *= recipe.gain
     if recipe.bump is not None:
         image += recipe.bump.amount * torch.exp(-(((image + AIR_HU - recipe.bump.centre) / recipe.bump.width) ** 2))
@@ -280,6 +291,12 @@ def _plane_mm(stack: Stack, axis: int) -> tuple[float, float]:
     sides = [n * step for n, step in zip(stack.ct_hu.shape, stack.spacing_mm, strict=True)]
     high, wide = (side for i, side in enumerate(sides) if i != axis)
     return high, wide
+
+
+def _exact_half_mm(stack: Stack, size: int) -> float:
+    """Half the side of a grid whose pixels are the scan's, or two by two of them, as the task chooses."""
+    _, rows, columns = stack.ct_hu.shape
+    return size / 2 * stack.spacing_mm[2] * (FINER if max(rows, columns) > MOST_VOXELS else 1)
 
 
 def _draw_ellipse(rng: np.random.Generator) -> Ellipse:
