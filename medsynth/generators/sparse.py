@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from medsynth.core.generator import Condition, Target
 from medsynth.core.quantity import CT
 from medsynth.nets.slice_unet import SliceUNet
-from medsynth.physics.acquisition import asked_of, from_slices, to_slices
+from medsynth.physics.acquisition import BETWEEN_EPOCHS, asked_of, from_slices, smoothed, to_slices
 from medsynth.physics.ct import MU_WATER_PER_MM, Projector, attenuation, mu_to_hu
 
 # Units and bounds of the network's input, HU; a correction is in units of CORRECTION_HU.
@@ -96,7 +96,7 @@ class SparseView(nn.Module):
         for number in range(condition.passes - 1):
             with torch.no_grad():
                 image, _ = self.one_pass(shown, operator.geometry.views, number, volumes)
-                shown = shown_of(operator, sinogram, image)
+                shown = shown_of(operator, sinogram, led_back(operator, sinogram, image))
         image, log_error = self.one_pass(shown, operator.geometry.views, condition.passes - 1, volumes, condition.window)
         return torch.stack([scale.encode(from_slices(image, volumes)), from_slices(log_error, volumes)], dim=1)
 
@@ -167,6 +167,12 @@ def shown_of(operator: Projector, sinogram: Float[Tensor, "s v d"], image_hu: Fl
     with torch.autocast(sinogram.device.type, enabled=False):
         asked, unexplained = asked_of(operator, sinogram, attenuation(image_hu))
     return Shown(image_hu, mu_to_hu(asked), unexplained * (1000 / MU_WATER_PER_MM))
+
+
+def led_back(operator: Projector, sinogram: Float[Tensor, "s v d"], image_hu: Float[Tensor, "s y x"]) -> Float[Tensor, "s y x"]:
+    """The image of a pass, made to agree with the data before the next."""
+    with torch.autocast(sinogram.device.type, enabled=False):
+        return mu_to_hu(smoothed(operator, sinogram, attenuation(image_hu.clamp(*IMAGE_RANGE_HU)), BETWEEN_EPOCHS))
 
 
 def build(config: Config) -> SparseView:

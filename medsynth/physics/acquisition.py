@@ -11,8 +11,8 @@ from medsynth.physics.ct import Projector, projector
 from medsynth.physics.geometry import Geometry, ImageGrid
 
 # Times through the data of FEWEST_VIEWS; more views determine more, and take more: see `_epochs`.
-QUICK_EPOCHS, START_EPOCHS, AGREEMENT_EPOCHS = 6, 12, 2
-FEWEST_VIEWS, GROWTH = 18, 0.75
+START_EPOCHS, BETWEEN_EPOCHS, ASKED_EPOCHS = 12, 4, 2
+FEWEST_VIEWS, GROWTH = 18, 0.5
 MOST_EPOCHS = 16  # steps on subsets come no nearer after that, and then diverge
 
 
@@ -27,12 +27,12 @@ class Acquisition(NamedTuple):
         return projector(self.geometry, self.grid, device)
 
 
-def first_image(operator: Projector, sinogram: Float[Tensor, "s v d"], epochs: int = START_EPOCHS) -> Float[Tensor, "s y x"]:
-    """What a network begins with: filtered backprojection, smoothed with total variation; mu in 1/mm. epochs: QUICK_EPOCHS for one pass.
+def first_image(operator: Projector, sinogram: Float[Tensor, "s v d"]) -> Float[Tensor, "s y x"]:
+    """What a network begins with: filtered backprojection, smoothed with total variation; mu in 1/mm.
 
     Raises UsageError E-VIEWS as FBP does.
     """
-    return smoothed(operator, sinogram, operator.fbp(sinogram, "hann-pixel").clamp(min=0), epochs)
+    return smoothed(operator, sinogram, operator.fbp(sinogram, "hann-pixel").clamp(min=0), START_EPOCHS)
 
 
 def smoothed(operator: Projector, sinogram: Float[Tensor, "s v d"], image: Float[Tensor, "s y x"], epochs: int) -> Float[Tensor, "s y x"]:
@@ -47,12 +47,12 @@ def asked_of(
     """What the data say of an image, mu in 1/mm: the image after a few steps on the data alone, noise and all, and the filtered
     backprojection of what these leave unexplained."""
     views = operator.geometry.views
-    agreeing = ordered_total_variation(operator, sinogram, 0.0, _epochs(AGREEMENT_EPOCHS, views), start=image)
+    agreeing = ordered_total_variation(operator, sinogram, 0.0, _epochs(ASKED_EPOCHS, views), start=image)
     return agreeing, operator.fbp(sinogram - operator.forward(agreeing), "hann-pixel")
 
 
 def _epochs(of_fewest: int, views: int) -> int:
-    """6 with 18 views are 10 with 36, and MOST_EPOCHS with 72."""
+    """4 with 18 views are 6 with 36, and 8 with 72."""
     return min(MOST_EPOCHS, round(of_fewest * max(1.0, views / FEWEST_VIEWS) ** GROWTH))
 
 

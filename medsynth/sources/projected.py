@@ -22,7 +22,7 @@ from medsynth.core.anatomy import ACROSS, region_of
 from medsynth.core.generator import Condition, Target, place_of
 from medsynth.core.quantity import CT
 from medsynth.generators.sparse import shown_of
-from medsynth.physics.acquisition import QUICK_EPOCHS, START_EPOCHS, Acquisition, first_image, from_slices
+from medsynth.physics.acquisition import Acquisition, first_image, from_slices
 from medsynth.physics.ct import attenuation, keep_projectors, mu_to_hu
 from medsynth.physics.geometry import FINER, ImageGrid, fan
 from medsynth.physics.noise import photon_noise
@@ -91,13 +91,12 @@ class Recipe(NamedTuple):
 
 
 class Group(NamedTuple):
-    """What the slabs of a group share, and the slabs. pixel_mm: of the reconstruction. start_epochs: of its first image."""
+    """What the slabs of a group share, and the slabs. pixel_mm: of the reconstruction."""
 
     views: int
     pixel_mm: float
     photons: float
     noise_seed: int
-    start_epochs: int
     recipes: tuple[Recipe, ...]
 
 
@@ -136,7 +135,7 @@ class ProjectedSlabs:
         turn, which = divmod(index, len(self.views))
         stack = turn % len(self.stacks)
         recipe = draw_plain(rng, stack, self.stacks[stack], self.slices, self.size)
-        group = Group(self.views[which], VALIDATION_PIXEL_MM, VALIDATION_PHOTONS, index, QUICK_EPOCHS, (recipe,))
+        group = Group(self.views[which], VALIDATION_PIXEL_MM, VALIDATION_PHOTONS, index, (recipe,))
         return *simulate(group, self.stacks, self.slices, self.size, device)[0], f"views{self.views[which]}"
 
     def _simulated(self, number: int, count: int, device: torch.device) -> list[tuple[Condition, Target]]:
@@ -156,8 +155,12 @@ class ProjectedSlabs:
         x, y = (int(np.clip(round(c - self.window / 2), 0, self.size - self.window)) for c in middle)
         image = target.image[:, :, x : x + self.window, y : y + self.window]
         weight = torch.zeros_like(image)
-        weight[:, :, MARGIN:-MARGIN, MARGIN:-MARGIN] = 1  # at the window's border the network lacks what lies beyond
+        weight[:, :, self._counted(x), self._counted(y)] = 1
         return replace(condition, window=(x, y, self.window)), Target(image=image, weight=weight, place=target.place)
+
+    def _counted(self, start: int) -> slice:
+        """Along one side of a window, what counts: at its border the network lacks what lies beyond, but not where the slice ends too."""
+        return slice(MARGIN if start else 0, self.window - (MARGIN if start + self.window < self.size else 0))
 
 
 def draw_group(rng: np.random.Generator, stacks: Sequence[Stack], views: Sequence[int], slices: int, size: int, count: int) -> Group:
@@ -169,7 +172,6 @@ def draw_group(rng: np.random.Generator, stacks: Sequence[Stack], views: Sequenc
         pixel_mm=float(rng.choice(PIXELS_MM)),
         photons=float(10 ** rng.uniform(*LOG10_PHOTONS)),
         noise_seed=int(rng.integers(2**62)),
-        start_epochs=int(rng.choice((QUICK_EPOCHS, START_EPOCHS))),
         recipes=tuple(draw_slab(rng, int(i), stacks[i], slices, size) for i in chosen),
     )
 
@@ -232,7 +234,7 @@ def simulate(group: Group, stacks: Sequence[Stack], slices: int, size: int, devi
     sinogram = photon_noise(truth.operator(device).forward(attenuation(fine_hu)), group.photons, rng)
     acquisition = Acquisition(geometry, ImageGrid(size=size, pixel_mm=group.pixel_mm))
     operator = acquisition.operator(device)
-    shown = shown_of(operator, sinogram, mu_to_hu(first_image(operator, sinogram, group.start_epochs)))
+    shown = shown_of(operator, sinogram, mu_to_hu(first_image(operator, sinogram)))
     target_hu = F.avg_pool2d(fine_hu[:, None], FINER)[:, 0]
     count, scale = len(group.recipes), CT().fit()
     inputs = torch.stack([from_slices(slices_hu, count) for slices_hu in shown], dim=1)

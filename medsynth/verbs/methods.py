@@ -14,8 +14,8 @@ from torch import Tensor
 
 from medsynth.core.errors import UsageError
 from medsynth.generators import build
-from medsynth.generators.sparse import shown_of
-from medsynth.physics.acquisition import QUICK_EPOCHS, START_EPOCHS, Acquisition, first_image, smoothed
+from medsynth.generators.sparse import led_back, shown_of
+from medsynth.physics.acquisition import Acquisition, first_image, smoothed
 from medsynth.physics.classical import accelerated_sirt, total_variation, tv_weight
 from medsynth.physics.ct import MATRIX_LIMIT_BYTES, Projector, attenuation, mu_to_hu, relative_residual
 from medsynth.physics.geometry import Geometry
@@ -113,9 +113,10 @@ def by_network(network: Network, sinogram: Float[Tensor, "s v d"], acquisition: 
     """
     operator = acquisition.operator(network.device)
     residual = _Residual(operator)
-    image_hu = _first_images(operator, sinogram, QUICK_EPOCHS if network.passes == 1 else START_EPOCHS, residual)
+    image_hu = _first_images(operator, sinogram, residual)
     for number in range(network.passes - 1):
-        image_hu = torch.cat([passed_hu.cpu() for _, passed_hu, _ in _passed(network, operator, sinogram, image_hu, number)])
+        passed = _passed(network, operator, sinogram, image_hu, number)
+        image_hu = torch.cat([led_back(operator, measured, passed_hu).cpu() for measured, passed_hu, _ in passed])
     images: list[Tensor] = []
     uncertainties: list[Tensor] = []
     for measured, passed_hu, log_error in _passed(network, operator, sinogram, image_hu, network.passes - 1):
@@ -166,12 +167,12 @@ class _Residual:
         return {stage: math.sqrt(left / max(signal, 1e-30)) for stage, (left, signal) in self._squares.items()}
 
 
-def _first_images(operator: Projector, sinogram: Float[Tensor, "s v d"], epochs: int, residual: _Residual) -> Slices:
+def _first_images(operator: Projector, sinogram: Float[Tensor, "s v d"], residual: _Residual) -> Slices:
     """What the network begins with, of all slices, HU, on the CPU."""
     images: list[Tensor] = []
     for part in sinogram.split(BATCH):
         measured = part.to(operator.device)
-        image = first_image(operator, measured, epochs)
+        image = first_image(operator, measured)
         residual.add("start", image, measured)
         images.append(mu_to_hu(image).cpu())
     return torch.cat(images)

@@ -101,7 +101,7 @@ def test_what_is_drawn_stays_within_a_ct_and_its_circle() -> None:
     assert axes == {0, 1, 2}
 
 
-def test_a_window_shows_its_part_of_the_target_and_counts_no_border(source: ProjectedSlabs) -> None:
+def test_a_window_shows_its_part_of_the_target_and_counts_no_border_but_the_slices_own(source: ProjectedSlabs) -> None:
     windowed = ProjectedSlabs(source.stacks, views=source.views, slices=2, batch=2, seed=3, size=64, window=32)
     corners = set()
     for number in range(16):
@@ -111,6 +111,7 @@ def test_a_window_shows_its_part_of_the_target_and_counts_no_border(source: Proj
         x, y, side = condition.window
         corners.add((x, y))
         assert torch.equal(target.image, whole[:, :, x : x + side, y : y + side])
-        assert (target.weight[:, :, 0] == 0).all()
         assert (target.weight[:, :, 16, 16] == 1).all()
+        assert target.weight[0, 0, 0, 16, 0] == (x == 0)
+        assert target.weight[0, 0, 16, -1, 0] == (y + side == 64)
     assert len(corners) == 8  # one for each batch of two
