@@ -15,8 +15,8 @@ from torch import Tensor
 from medsynth.core.errors import UsageError
 from medsynth.generators import build
 from medsynth.generators.sparse import led_back, shown_of
-from medsynth.physics.acquisition import Acquisition, first_image, smoothed
-from medsynth.physics.classical import accelerated_sirt, total_variation, tv_weight
+from medsynth.physics.acquisition import Acquisition, first_image
+from medsynth.physics.classical import accelerated_sirt, ordered_total_variation, total_variation, tv_weight
 from medsynth.physics.ct import MATRIX_LIMIT_BYTES, Projector, attenuation, mu_to_hu, relative_residual
 from medsynth.physics.geometry import Geometry
 from medsynth.physics.joseph import most_bytes
@@ -28,7 +28,7 @@ Method = Literal["network", "fbp", "sirt", "tv", "fdk"]  # the last is a cone be
 METHODS: tuple[Method, ...] = ("network", "fbp", "sirt", "tv")
 BATCH = 8  # slices that are reconstructed together
 SIRT_STEPS, TV_STEPS = 50, 150
-FINISH_EPOCHS_ONE_PASS, FINISH_EPOCHS = 2, 8  # of the fewest views, see `physics.acquisition`
+FINISH_EPOCHS = 3  # more lead back to what TV would have made alone
 Slices = Float[Tensor, "s y x"]
 
 
@@ -122,16 +122,16 @@ def by_network(network: Network, sinogram: Float[Tensor, "s v d"], acquisition: 
     for measured, passed_hu, log_error in _passed(network, operator, sinogram, image_hu, network.passes - 1):
         image = attenuation(passed_hu)
         residual.add("network", image, measured)
-        finished = finish(operator, measured, image, network.passes)
+        finished = finish(operator, measured, image)
         residual.add("result", finished, measured)
         images.append(mu_to_hu(finished).cpu())
         uncertainties.append(network.generator.expected_error(log_error).cpu())
     return Reconstruction(torch.cat(images), torch.cat(uncertainties), residual.relative, network.passes)
 
 
-def finish(operator: Projector, sinogram: Float[Tensor, "s v d"], image_mu: Slices, passes: int) -> Slices:
+def finish(operator: Projector, sinogram: Float[Tensor, "s v d"], image_mu: Slices) -> Slices:
     """What makes the network's last image, mu in 1/mm, agree with the data: a few steps of TV, which smooth what nothing demands."""
-    return smoothed(operator, sinogram, image_mu, FINISH_EPOCHS_ONE_PASS if passes == 1 else FINISH_EPOCHS)
+    return ordered_total_variation(operator, sinogram, tv_weight(operator.geometry.views), FINISH_EPOCHS, start=image_mu)
 
 
 def _fbp(operator: Projector, sinogram: Float[Tensor, "s v d"]) -> Slices:

@@ -258,3 +258,16 @@ def test_itk_rtk_projects_the_same(geometry: Geometry) -> None:
     project.Update()
     theirs = torch.from_numpy(itk.array_from_image(project.GetOutput())[:, 0].copy())[None]
     assert relative(projector(geometry, GRID).forward(image), theirs) < 0.005
+
+
+@pytest.mark.parametrize(("views", "sizes"), [(18, [3] * 6), (20, [4, 3, 4, 3, 3, 3]), (8, [4, 4]), (2, [2])])
+def test_subsets_share_out_all_views(views: int, sizes: list[int]) -> None:
+    operator = Projector(fan(views), ImageGrid(size=32, pixel_mm=6.0))
+    image = torch.rand(2, 32, 32)
+    whole, parts = operator.forward(image), operator.subsets
+    assert [len(range(views)[chosen]) for chosen, _ in parts] == sizes
+    assert sorted(view for chosen, _ in parts for view in range(views)[chosen]) == list(range(views))
+    for chosen, part in parts:
+        torch.testing.assert_close(part.forward(image), whole[:, chosen])
+    held = operator.held_bytes
+    assert held > sum(part.held_bytes for _, part in parts) > 0
