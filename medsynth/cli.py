@@ -157,10 +157,9 @@ def sparse_ct(
         str,
         typer.Option(
             "--method",
-            help="network, fbp, sirt, tv, or fdk for a cone beam. Default: network with --model, else tv: no model ships yet.",
-            show_default=False,
+            help="network, fbp, sirt, tv, or fdk for a cone beam.",
         ),
-    ] = "",
+    ] = "network",
     passes: Annotated[
         int | None,
         typer.Option("--passes", min=1, help="Evaluations of the network. Default: what its card says.", show_default=False),
@@ -185,8 +184,7 @@ def sparse_ct(
 ) -> None:
     with _reported():
         _quiet_threads()
-        asked = method or ("network" if model or passes is not None else "tv")
-        chosen = _one_of("--method", asked, "network", "fbp", "sirt", "tv", "fdk")
+        chosen = _one_of("--method", method, "network", "fbp", "sirt", "tv", "fdk")
         as_written = _one_of("--format", format_, "nifti", "dicom", "same")
         choices = _choices(trust, series, volume, allow_gaps)
         from medsynth.core.windows import parse

@@ -26,7 +26,7 @@ from medsynth.verbs.encoders import load_encoder
 from medsynth.verbs.loader import own_share
 from medsynth.verbs.supply import cache_folder, sources
 from medsynth.verbs.train import Run, launch, train
-from medsynth.zoo import Card, Data, Grid, Licence, Model, TrainTable
+from medsynth.zoo import Card, Data, Model, TrainTable
 
 # Pairs of real scans: regression first, then drifting, as GDM is trained; a batch of four, since drifting compares samples.
 FROM_PAIRS = TrainTable(
@@ -42,7 +42,7 @@ FROM_PAIRS = TrainTable(
 FROM_PROJECTIONS = TrainTable(
     source="projected",
     views=(18, 36, 72),
-    window=144,
+    window=192,
     steps=40_000,
     betas=(0.9, 0.99),
     weight_decay=1e-3,
@@ -68,19 +68,6 @@ class Options:
     say: Callable[[str], None] = print
 
 
-# What `train --task sparse-ct` builds: no trained model for that task ships yet whose card would say it.
-SPARSE_NETWORK = Card(
-    name="sparse-ct",
-    version="0",
-    summary="CT from few views",
-    task="sparse-ct",
-    generator="sparse-view",
-    grid=Grid(spacing_mm=(1.4, 1.4, 1.0), patch=(256, 256, 4)),
-    licence=Licence(code="Apache-2.0", weights="the user's own"),
-    data=Data(training="", validation="", licence=""),
-)
-
-
 def recipe_of(task: str, path: Path | None, *, name: str = "model", views: tuple[int, ...] = ()) -> Card:
     """The card at `path`, or one for training the task's default network anew. name: of the new model. views: of projections, if not the
     usual ones.
@@ -88,9 +75,10 @@ def recipe_of(task: str, path: Path | None, *, name: str = "model", views: tuple
     Raises UsageError E-CARD if the card has no [train] table.
     """
     if path is None:
+        base = zoo.find(tasks.get(task).model).card
         if tasks.get(task).learns_from == "projections":
-            return _recipe(SPARSE_NETWORK, name, _updated(FROM_PROJECTIONS, {"views": views} if views else {}))
-        return _recipe(zoo.find(tasks.get(task).model).card, name, FROM_PAIRS)
+            return _recipe(base, name, _updated(FROM_PROJECTIONS, {"views": views} if views else {}))
+        return _recipe(base, name, FROM_PAIRS)
     card = zoo.read_card(path / zoo.CARD if path.is_dir() else path)
     if card.train is None:
         raise UsageError("E-CARD", f"the card of {card.name} has no [train] table", remedy="add one: docs/cards.md lists its keys")

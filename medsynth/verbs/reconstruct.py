@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from medsynth.core.errors import ScanError, UsageError
+from medsynth.core.errors import ScanError
 from medsynth.core.volume import Volume
 from medsynth.core.windows import Window
 from medsynth.physics.geometry import Geometry
@@ -88,10 +88,7 @@ class Result(NamedTuple):
 def reconstruct(settings: Settings, progress: Progress) -> Record:
     """Every case of `source` to `out`. Raises MedsynthError for what concerns the whole run; a case's own failure is in the record."""
     insist_no_network(settings)
-    if settings.method == "network" and not settings.model:
-        remedy = "--method tv; or train one (medsynth train --task sparse-ct --data ct/ --out run/) and give --model run/"
-        raise UsageError("E-MODEL", "the network needs a model, and none for sparse-ct ships with this version", remedy=remedy)
-    model = find_model(settings.model, TASK) if settings.method == "network" else None
+    model = find_model(settings.model or TASK.model, TASK) if settings.method == "network" else None
     weights = model.weights_file() if model else None
     device = torch.device(resolve_for_projections(settings.device))
     found = find(settings.source, settings.out, settings.choices)

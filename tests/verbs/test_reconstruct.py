@@ -589,10 +589,8 @@ def test_a_real_slab_is_reconstructed_as_well_as_the_recipe_says(shared_data: Pa
     assert said["RelativeResidual"]["reference"] < 1.2 * said["ExpectedRelativeNoise"]
 
 
-def test_without_a_model_the_default_is_tv_and_the_network_says_that_none_ships(cts: Path, geometry: Path, tmp_path: Path) -> None:
-    run(cts, tmp_path / "out", "--geometry", geometry)
-    assert case(tmp_path / "out")["Method"] == "tv"
-    for options in (("--method", "network"), ("--passes", 1)):
-        refused = medsynth("sparse-ct", cts, tmp_path / "no", "--geometry", geometry, *options)
-        assert refused.exit_code == Exit.USAGE
-        assert refused.stderr.startswith("E-MODEL: the network needs a model")
+def test_without_options_the_default_is_the_network_that_ships(cts: Path, tmp_path: Path) -> None:
+    run(cts, tmp_path / "out", "--views", 18)
+    made = case(tmp_path / "out")
+    assert (made["Method"], made["Evaluations"]) == ("network", 3)
+    assert record(tmp_path / "out")["model"]["name"] == "sparse-ct"
