@@ -110,6 +110,7 @@ def measured(case: Case, models: list[str], curves: dict[str, list[Any]]) -> lis
         model = zoo.find(reference)
         for passes in (1, None):
             network = methods.load_network(model, model.weights_file(), device, passes)
+            methods.by_network(network, case.sinogram[:1], case.acquisition)
             started = time.process_time()
             result = methods.by_network(network, case.sinogram, case.acquisition)
             label = reference if passes is None else f"{reference}, one pass"

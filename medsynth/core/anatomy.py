@@ -18,8 +18,8 @@ MOST_PIXELS = 96  # on a side, that are looked at
 def region_of(slice_hu: Shaped[np.ndarray, "a b"], pixel_mm: float) -> int:
     """HEAD, CHEST or TRUNK, of one axial slice in HU with square pixels. A slice of air alone is a HEAD."""
     step = -(-max(slice_hu.shape) // MOST_PIXELS)
-    tissue = ndimage.binary_opening(slice_hu[::step, ::step] > TISSUE_HU)  # without tables and tubes
-    within = ndimage.binary_fill_holes(tissue)
+    tissue = np.asarray(ndimage.binary_opening(slice_hu[::step, ::step] > TISSUE_HU), dtype=bool)  # without tables and tubes
+    within = np.asarray(ndimage.binary_fill_holes(tissue), dtype=bool)
     if within.sum() * (step * pixel_mm / 10) ** 2 < SMALL_CM2:
         return HEAD
     return CHEST if (within & ~tissue).sum() > LUNG_SHARE * within.sum() else TRUNK

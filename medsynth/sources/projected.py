@@ -34,6 +34,7 @@ BATCHES_A_GROUP, USES = 3, 3
 AIR_HU, TOP_HU = -1000.0, 3095.0
 EXACT_SHARE, MOST_VOXELS = 0.5, 352  # of axial slabs; voxels on a side beyond which the task bins them
 NEARLY = 0.01  # of a voxel: pixels on the edge between two must not take now this and now that one
+CROPPED_SHARE = 0.2
 DEEP_MM, DEEP_SHARE = 150.0, 0.3  # scans this long are also cut across: coronal and sagittal slices are other anatomy
 PASSES_FROM = 150  # batches before the first with several passes: a network that knows nothing teaches nothing to its second pass
 PASSES = {1: 0.6, 2: 0.25, 3: 0.15}
@@ -69,6 +70,13 @@ class Ellipse(NamedTuple):
     amount: float
 
 
+class Box(NamedTuple):
+    """What a scan that was cropped in its plane still shows: low and high ends along x and y, in units of half the field of view."""
+
+    low: tuple[float, float]
+    high: tuple[float, float]
+
+
 class Recipe(NamedTuple):
     """Everything random about one slab, but for white noise.
 
@@ -88,6 +96,7 @@ class Recipe(NamedTuple):
     gain: float
     bump: Bump | None
     ellipses: tuple[Ellipse, ...]
+    box: Box | None = None
 
 
 class Group(NamedTuple):
@@ -205,6 +214,7 @@ def draw_slab(rng: np.random.Generator, index: int, stack: Stack, slices: int, s
         gain=rng.uniform(0.92, 1.08),
         bump=bump,
         ellipses=tuple(_draw_ellipse(rng) for _ in range(rng.integers(1, 5))) if rng.random() < 0.25 else (),
+        box=_draw_box(rng) if rng.random() < CROPPED_SHARE else None,
     )
 
 
@@ -271,7 +281,11 @@ def render(recipe: Recipe, stack: Stack, slices: int, size: int) -> Float[Tensor
     for ellipse in recipe.ellipses:
         inside = ((x - ellipse.centre[0]) / ellipse.radii[0]) ** 2 + ((y - ellipse.centre[1]) / ellipse.radii[1]) ** 2 < 1
         image += ellipse.amount * inside * (image > -300 - AIR_HU)
-    return image.clamp_(0, TOP_HU - AIR_HU) * (x**2 + y**2 < 0.995) + AIR_HU
+    shown = x**2 + y**2 < 0.995
+    if recipe.box is not None:
+        (left, front), (right, back) = recipe.box
+        shown &= (x > left) & (x < right) & (y > front) & (y < back)
+    return image.clamp_(0, TOP_HU - AIR_HU) * shown + AIR_HU
 
 
 def read_stack(path: Path, name: str) -> Stack:
@@ -299,6 +313,11 @@ def _exact_half_mm(stack: Stack, size: int) -> float:
     """Half the side of a grid whose pixels are the scan's, or two by two of them, as the task chooses."""
     _, rows, columns = stack.ct_hu.shape
     return size / 2 * stack.spacing_mm[2] * (FINER if max(rows, columns) > MOST_VOXELS else 1)
+
+
+def _draw_box(rng: np.random.Generator) -> Box:
+    low, high = -rng.uniform(0.3, 1.0, 2), rng.uniform(0.3, 1.0, 2)
+    return Box((low[0], low[1]), (high[0], high[1]))
 
 
 def _draw_ellipse(rng: np.random.Generator) -> Ellipse:
