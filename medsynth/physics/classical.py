@@ -19,7 +19,6 @@ from medsynth.physics.ct import MU_WATER_PER_MM, Projector
 TV_WEIGHT = {18: 0.0006, 36: 0.0003, 72: 0.00015}
 DUAL_STEP = 1.9 / 8  # below 2 / ||gradient||^2, which is 8 in two dimensions
 ORDERED_STEP = 0.7  # with whole steps, three views to a subset diverge on some grids after 8 times through the data (docs/log.md)
-TINY = 1e-30
 LEAST_RAY, LEAST_PIXEL = 5.0, 0.25  # with extrapolation: pixels along a ray, and of all views, below which steps are no longer
 
 
@@ -114,35 +113,6 @@ def tv_weight(views: int) -> float:
     return TV_WEIGHT[nearest] * nearest / views
 
 
-def conjugate_gradient(
-    operator: Projector,
-    sinogram: Float[Tensor, "s v d"],
-    image: Float[Tensor, "s y x"],
-    iterations: int = 10,
-    *,
-    strength: float = 0.1,
-    weights: Float[Tensor, "s v d"] | None = None,
-) -> Float[Tensor, "s y x"]:
-    """The image x near `image` that agrees with the data: steps on ||A x - b||_W^2 + strength c ||x - image||^2, then x >= 0.
-
-    weights: W of each ray, such as its counts; 1 by default. c is a measure of the data term's own curvature, the mean of A' W A 1 over all
-    pixels divided by the pixels along a ray, so that `strength` has no unit. Few steps are the better part of the regularisation.
-    """
-    weights = torch.ones_like(sinogram) if weights is None else _slices_innermost(weights)
-    curvature = operator.adjoint(weights * operator.ray_lengths_mm).mean((1, 2), keepdim=True) / operator.grid.size
-    near = _slices_innermost(image)
-    change = torch.zeros_like(near)
-    residual = operator.adjoint(weights * (_slices_innermost(sinogram) - operator.forward(near)))
-    direction, square = residual, _inner(residual, residual)
-    for _ in range(iterations):
-        bent = operator.adjoint(weights * operator.forward(direction)) + strength * curvature * direction
-        step = square / _inner(direction, bent).clamp(min=TINY)
-        change, residual = change + step * direction, residual - step * bent
-        new_square = _inner(residual, residual)
-        direction, square = residual + new_square / square.clamp(min=TINY) * direction, new_square
-    return (near + change).clamp_(min=0)
-
-
 class _TotalVariationProximal:
     """u = argmin 1/2 ||u - y||^2 + weight TV(u), u >= 0, by projected gradient steps on the dual field (Beck and Teboulle 2009).
 
@@ -213,7 +183,3 @@ def _started(operator: Projector, sinogram: Tensor, start: Tensor | None) -> Flo
 def _slices_innermost(images: Float[Tensor, "s a b"]) -> Float[Tensor, "s a b"]:
     """The same in the order of memory that the operator works in: all that is computed from it stays so, and nothing is copied."""
     return images.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-
-
-def _inner(a: Tensor, b: Tensor) -> Float[Tensor, "s 1 1"]:
-    return (a * b).sum((1, 2), keepdim=True)
