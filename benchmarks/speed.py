@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +84,11 @@ def overlap(workspace: Path) -> dict[str, float]:
     task, model, device = tasks.get("mri2ct"), zoo.find(settings.model), torch.device("cpu")
     predict = predictor(model, model.weights_file(), device)
     found = folder.find(source, choices=settings.choices)
-    futures: list[Future[Any]] = [Future() for _ in found]
+    reads: list[Any] = []
     results: list[Any] = []
     stages = {
-        "read": lambda: [
-            future.set_result(read_scan(item, task, model, settings, None)) for item, future in zip(found, futures, strict=True)
-        ],
-        "network": lambda: results.extend(compute(future, predict, model, device) for item, future in zip(found, futures, strict=True)),
+        "read": lambda: reads.extend(read_scan(item, task, model, settings, None) for item in found),
+        "network": lambda: results.extend(compute(read, predict, model, device) for read in reads),
         "write": lambda: [write_result(item, result, task, model, settings) for item, result in zip(found, results, strict=True)],
     }
     figures: dict[str, float] = {}
@@ -180,8 +177,6 @@ def multiplications(scan: Path, network_s: float) -> tuple[float, float]:
     device = torch.device("cpu")
     settings = settings_for(scan, scan.parent)
     read = read_scan(folder.find(scan, choices=settings.choices)[0], tasks.get("mri2ct"), model, settings, None)
-    ready: Future[Any] = Future()
-    ready.set_result(read)
     total = 0.0
     costliest: tuple[float, torch.nn.Conv3d, tuple[int, ...]] | None = None
 
@@ -195,7 +190,7 @@ def multiplications(scan: Path, network_s: float) -> tuple[float, float]:
     handle = torch.nn.modules.module.register_module_forward_hook(
         lambda m, i, o: count(m, i, o) if isinstance(m, torch.nn.Conv3d) else None
     )
-    compute(ready, predictor(model, model.weights_file(), device), model, device)
+    compute(read, predictor(model, model.weights_file(), device), model, device)
     handle.remove()
     assert costliest is not None
     cost, module, shape = costliest

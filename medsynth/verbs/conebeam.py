@@ -4,7 +4,6 @@ Stacks of projections, with the geometry that RTK's tools write, to CTs by FDK: 
 """
 
 import time
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,14 +52,12 @@ class Read(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A case reconstructed, HU on its grid, or the reason why it is not; skipped when the output is there already."""
+    """A case reconstructed, HU on its grid."""
 
-    read: Read | None = None
-    image_hu: Float32[np.ndarray, "x y z"] | None = None
-    expected_noise: float | None = None
-    seconds: dict[str, float] = {}
-    error: Exception | None = None
-    skipped: bool = False
+    read: Read
+    image_hu: Float32[np.ndarray, "x y z"]
+    expected_noise: float | None
+    seconds: dict[str, float]
 
 
 def reconstruct(settings: Settings, progress: Progress) -> Record:
@@ -91,7 +88,7 @@ def read_case(found: folder.Found, plan: Plan) -> Read:
     xml = settings.measuring.geometry or _beside(found)
     fingerprint = outputs.fingerprint((*found.files, xml), plan.making, found.case)
     if not settings.overwrite and outputs.is_complete(settings.out / f"{found.case}_{TASK.suffix}.json", fingerprint):
-        raise Skipped
+        raise Skipped(f"{found.case}_{TASK.suffix}.nii.gz")
     if found.kind == "dicom":
         remedy = "give the projections of a scan as one .mha, .mhd, .nrrd or .nii.gz file"
         raise ScanError("E-SINOGRAM", f"{found.case} is DICOM, and no stack of projections", remedy=remedy)
@@ -117,52 +114,39 @@ def read_case(found: folder.Found, plan: Plan) -> Read:
     )
 
 
-def compute(ready: Future[Read]) -> Result:
+def compute(read: Read) -> Result:
     """Second stage: FDK, on this thread; what not every view sees becomes air."""
-    try:
-        read = ready.result()
-        began = time.perf_counter()
-        image_mu = rtk.fdk(read.projections, read.xml, read.detector, read.grid)
-        image_mu *= cone.in_view(read.beam, read.grid)
-        noise = None if read.i0 is None else measure.expected_noise(torch.from_numpy(read.projections), read.i0)
-        seconds = {"read": read.seconds, "reconstruct": time.perf_counter() - began}
-        return Result(read, mu_to_hu(torch.from_numpy(image_mu)).clamp(*RANGE_HU).numpy(), noise, seconds)
-    except Skipped:
-        return Result(skipped=True)
-    except Exception as error:  # noqa: BLE001 - one bad scan must not stop the others; the record tells bugs from bad input
-        return Result(error=error)
+    began = time.perf_counter()
+    image_mu = rtk.fdk(read.projections, read.xml, read.detector, read.grid)
+    image_mu *= cone.in_view(read.beam, read.grid)
+    noise = None if read.i0 is None else measure.expected_noise(torch.from_numpy(read.projections), read.i0)
+    seconds = {"read": read.seconds, "reconstruct": time.perf_counter() - began}
+    return Result(read, mu_to_hu(torch.from_numpy(image_mu)).clamp(*RANGE_HU).numpy(), noise, seconds)
 
 
 def write_result(found: folder.Found, result: Result, plan: Plan) -> Case:
     """Third stage: the CT, its picture, the sidecar."""
-    if result.skipped:
-        return Case(case=found.case, status="skipped", output=f"{found.case}_{TASK.suffix}.nii.gz")
-    if result.error is not None or result.read is None or result.image_hu is None:
-        return Case.failed(found.case, result.error)
     began, read = time.perf_counter(), result.read
-    try:
-        origin = Origin(kind="nifti", case=found.case, files=found.files, modality="CT")
-        output = Volume(array=result.image_hu, affine_ras=read.grid.affine_ras, origin=origin)
-        facts = _facts(read, result.expected_noise)
-        product = Product(
-            output=output,
-            picture=lambda: picture.draw_results(
-                [picture.Column("fdk", output)],
-                plan.settings.windows,
-                title=f"{found.case}   {read.beam.views} views",
-                differing=False,
-                badge=picture.SYNTHETIC,
-                warnings=read.warnings,
-                notes=(f"{plan.making.maker} · {outputs.DISCLAIMER}",),
-            ),
+    origin = Origin(kind="nifti", case=found.case, files=found.files, modality="CT")
+    output = Volume(array=result.image_hu, affine_ras=read.grid.affine_ras, origin=origin)
+    facts = _facts(read, result.expected_noise)
+    product = Product(
+        output=output,
+        picture=lambda: picture.draw_results(
+            [picture.Column("fdk", output)],
+            plan.settings.windows,
+            title=f"{found.case}   {read.beam.views} views",
+            differing=False,
+            badge=picture.SYNTHETIC,
             warnings=read.warnings,
-            facts={"Reconstruction": facts},
-        )
-        name = outputs.write(product, plan.making, read.fingerprint)
-        seconds = {**result.seconds, "write": time.perf_counter() - began}
-        return Case(case=found.case, status="done", output=name, warnings=read.warnings, seconds=seconds, measured=facts)
-    except Exception as error:  # noqa: BLE001 - as above
-        return Case.failed(found.case, error)
+            notes=(f"{plan.making.maker} · {outputs.DISCLAIMER}",),
+        ),
+        warnings=read.warnings,
+        facts={"Reconstruction": facts},
+    )
+    name = outputs.write(product, plan.making, read.fingerprint)
+    seconds = {**result.seconds, "write": time.perf_counter() - began}
+    return Case(case=found.case, status="done", output=name, warnings=read.warnings, seconds=seconds, measured=facts)
 
 
 def _insist_sensible(settings: Settings) -> None:

@@ -17,11 +17,27 @@ from medsynth.scans import folder
 from medsynth.verbs import outputs
 from medsynth.verbs.record import Case, Record
 
-Item, Read, Result = TypeVar("Item"), TypeVar("Read"), TypeVar("Result")
+
+@runtime_checkable
+class Scan(Protocol):
+    """What a run is over."""
+
+    @property
+    def case(self) -> str:
+        """Its name in record and output."""
+        ...
+
+
+Item = TypeVar("Item", bound=Scan)
+Read, Result, Given, Made = TypeVar("Read"), TypeVar("Result"), TypeVar("Given"), TypeVar("Made")
 
 
 class Skipped(Exception):
     """What `read` raises when the output is complete and was made in the same way."""
+
+    def __init__(self, output: str) -> None:
+        super().__init__(output)
+        self.output = output
 
 
 @runtime_checkable
@@ -40,24 +56,24 @@ class Progress(Protocol):
 def run(
     found: Sequence[Item],
     read: Callable[[Item], Read],
-    compute: Callable[[Future[Read]], Result],
+    compute: Callable[[Read], Result],
     write: Callable[[Item, Result], Case],
     record: Record,
     progress: Progress,
 ) -> None:
     """Takes every item through the stages; the outcomes are in the record.
 
-    read may raise; compute gets what became of it and, as write, raises nothing that concerns one scan alone: both answer with it.
+    Each stage may raise; what it raises is the end of that scan alone.
     """
     progress.started(len(found))
     with _stage("read") as reading, _stage("write") as writing:
         pending: Future[Case] | None = None
         try:
             for item, ready in _ahead(reading, found, read):
-                result = compute(ready)
+                result = _go_on(item, ready.result(), compute)
                 if pending is not None:
                     _ended(record, progress, pending.result())
-                pending = writing.submit(write, item, result)
+                pending = writing.submit(_written, item, result, write)
             if pending is not None:
                 _ended(record, progress, pending.result())
         except KeyboardInterrupt:
@@ -99,14 +115,30 @@ def lies_in(file: Path, out: Path, source: Path) -> bool:
     return source.resolve() in within.parents and within in file.resolve().parents
 
 
-def _ahead(pool: ThreadPoolExecutor, found: Sequence[Item], work: Callable[[Item], Read]) -> Iterator[tuple[Item, Future[Read]]]:
+def _go_on(item: Scan, given: Given | Case, work: Callable[[Given], Made]) -> Made | Case:
+    """The next stage of a scan: what comes out of it, or what became of the scan if it ends here, or has ended before."""
+    if isinstance(given, Case):
+        return given
+    try:
+        return work(given)
+    except Skipped as skipped:
+        return Case(case=item.case, status="skipped", output=skipped.output)
+    except Exception as error:  # noqa: BLE001 - one bad scan must not stop the others; the record tells bugs from bad input
+        return Case.failed(item.case, error)
+
+
+def _written(item: Item, result: Result | Case, write: Callable[[Item, Result], Case]) -> Case:
+    return _go_on(item, result, lambda made: write(item, made))
+
+
+def _ahead(pool: ThreadPoolExecutor, found: Sequence[Item], read: Callable[[Item], Read]) -> Iterator[tuple[Item, Future[Read | Case]]]:
     """Each scan with its future; the next one is begun before this one is handed out."""
-    coming: Future[Read] | None = pool.submit(work, found[0]) if found else None
+    coming: Future[Read | Case] | None = pool.submit(_go_on, found[0], found[0], read) if found else None
     for i, item in enumerate(found):
         current = coming
         assert current is not None
         current.exception()  # waits: the next scan is begun when this one is in memory, so that two are held, not three
-        coming = pool.submit(work, found[i + 1]) if i + 1 < len(found) else None
+        coming = pool.submit(_go_on, found[i + 1], found[i + 1], read) if i + 1 < len(found) else None
         yield item, current
 
 

@@ -5,7 +5,6 @@ For each CT `<case>_sino.npz`, `<case>_geometry.toml`, by which `sparse-ct` find
 
 import json
 import time
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,14 +40,12 @@ class Settings:
 
 
 class Result(NamedTuple):
-    """A sinogram, or the reason why there is none; skipped when it is there already."""
+    """A CT and its sinogram [slices, views, detectors]."""
 
-    taken: Intake | None = None
-    fingerprint: str = ""
-    measured: Tensor | None = None
-    seconds: dict[str, float] = {}
-    error: Exception | None = None
-    skipped: bool = False
+    taken: Intake
+    fingerprint: str
+    measured: Tensor
+    seconds: dict[str, float]
 
 
 def project(settings: Settings, progress: Progress) -> Record:
@@ -62,7 +59,7 @@ def project(settings: Settings, progress: Progress) -> Record:
     pipeline.run(
         found,
         lambda item: _read(item, settings, geometry, making),
-        lambda ready: _compute(ready, settings, device),
+        lambda read: _compute(read, settings, device),
         lambda item, result: _write(item, result, settings, making),
         record,
         progress,
@@ -75,52 +72,40 @@ def _read(found: folder.Found, settings: Settings, geometry: Geometry, making: M
     fingerprint = outputs.fingerprint(found.files, making, found.case)
     sidecar, beside = settings.out / f"{found.case}{sinogram.SINO}.json", settings.out / f"{found.case}{sinogram.GEOMETRY}"
     if not settings.overwrite and beside.exists() and outputs.is_complete(sidecar, fingerprint, ending=".npz"):
-        raise Skipped
+        raise Skipped(f"{found.case}{sinogram.SINO}.npz")
     taken = intake.take_volume(found, geometry, settings.measuring.noise, settings.choices, force=settings.force)
     views = sparse_ct.warn_of_views(geometry.views)
     return taken._replace(warnings=(*views, *taken.warnings)), fingerprint, time.perf_counter() - began
 
 
-def _compute(ready: Future[tuple[Intake, str, float]], settings: Settings, device: torch.device) -> Result:
-    try:
-        taken, fingerprint, seconds = ready.result()
-        began = time.perf_counter()
-        measured = measure.project(taken.in_planes, taken.grid, taken.geometry, settings.measuring.noise, device)
-        return Result(taken, fingerprint, measured, {"read": seconds, "project": time.perf_counter() - began})
-    except Skipped:
-        return Result(skipped=True)
-    except Exception as error:  # noqa: BLE001 - one bad scan must not stop the others; the record tells bugs from bad input
-        return Result(error=error)
+def _compute(read: tuple[Intake, str, float], settings: Settings, device: torch.device) -> Result:
+    taken, fingerprint, seconds = read
+    began = time.perf_counter()
+    measured = measure.project(taken.in_planes, taken.grid, taken.geometry, settings.measuring.noise, device)
+    return Result(taken, fingerprint, measured, {"read": seconds, "project": time.perf_counter() - began})
 
 
 def _write(found: folder.Found, result: Result, settings: Settings, making: Making) -> Case:
     name = f"{found.case}{sinogram.SINO}.npz"
-    if result.skipped:
-        return Case(case=found.case, status="skipped", output=name)
-    if result.error is not None or result.taken is None or result.measured is None:
-        return Case.failed(found.case, result.error)
     began, taken, out = time.perf_counter(), result.taken, settings.out
-    try:
-        facts = _facts(taken, result.measured)
-        sidecar_path = out / f"{found.case}{sinogram.SINO}.json"
-        sidecar_path.unlink(missing_ok=True)  # an earlier one must not vouch for files that are half replaced
-        outputs.write_text(out / f"{found.case}{sinogram.GEOMETRY}", geometries.to_toml(_described_scan(taken)))
-        sinogram.write(result.measured.numpy(), out / name)
-        sidecar = {
-            "Description": f"Simulated line integrals [slices, views, detectors] of a CT. {outputs.DISCLAIMER}",
-            "GeneratedBy": {"Name": "medsynth", "Version": __version__},
-            "Sources": [file.name for file in taken.scan.origin.files[:1]],
-            "Settings": making.settings,
-            "Projection": facts,
-            "Warnings": list(taken.warnings),
-            "Fingerprint": result.fingerprint,
-            "Output": {"Name": name, "Sha256": outputs.content_hash(out / name)},
-        }
-        outputs.write_json(sidecar_path, sidecar)
-        seconds = {**result.seconds, "write": time.perf_counter() - began}
-        return Case(case=found.case, status="done", output=name, warnings=taken.warnings, seconds=seconds, measured=facts)
-    except Exception as error:  # noqa: BLE001 - as above
-        return Case.failed(found.case, error)
+    facts = _facts(taken, result.measured)
+    sidecar_path = out / f"{found.case}{sinogram.SINO}.json"
+    sidecar_path.unlink(missing_ok=True)  # an earlier one must not vouch for files that are half replaced
+    outputs.write_text(out / f"{found.case}{sinogram.GEOMETRY}", geometries.to_toml(_described_scan(taken)))
+    sinogram.write(result.measured.numpy(), out / name)
+    sidecar = {
+        "Description": f"Simulated line integrals [slices, views, detectors] of a CT. {outputs.DISCLAIMER}",
+        "GeneratedBy": {"Name": "medsynth", "Version": __version__},
+        "Sources": [file.name for file in taken.scan.origin.files[:1]],
+        "Settings": making.settings,
+        "Projection": facts,
+        "Warnings": list(taken.warnings),
+        "Fingerprint": result.fingerprint,
+        "Output": {"Name": name, "Sha256": outputs.content_hash(out / name)},
+    }
+    outputs.write_json(sidecar_path, sidecar)
+    seconds = {**result.seconds, "write": time.perf_counter() - began}
+    return Case(case=found.case, status="done", output=name, warnings=taken.warnings, seconds=seconds, measured=facts)
 
 
 def _described_scan(taken: Intake) -> geometries.Scan:

@@ -6,7 +6,6 @@ last one is written (`verbs.pipeline`). What is complete and was made in the sam
 
 import json
 import time
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,18 +70,13 @@ class Read(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A case reconstructed, or the reason why it is not; skipped when the output is there already.
+    """A case reconstructed. on_grid: how the reference does on the reconstruction's grid (`truth.on_grid`), empty where there is none."""
 
-    on_grid: how the reference does on the reconstruction's grid (`truth.on_grid`), where there is one.
-    """
-
-    read: Read | None = None
-    made: Reconstruction | None = None
-    expected_noise: float | None = None
-    on_grid: dict[str, float] = {}
-    seconds: dict[str, float] = {}
-    error: Exception | None = None
-    skipped: bool = False
+    read: Read
+    made: Reconstruction
+    expected_noise: float | None
+    on_grid: dict[str, float]
+    seconds: dict[str, float]
 
 
 def reconstruct(settings: Settings, progress: Progress) -> Record:
@@ -104,7 +98,7 @@ def reconstruct(settings: Settings, progress: Progress) -> Record:
     pipeline.run(
         found,
         lambda item: read_case(item, plan),
-        lambda ready: compute(ready, plan),
+        lambda read: compute(read, plan),
         lambda item, result: write_result(item, result, plan),
         record,
         progress,
@@ -145,7 +139,7 @@ def read_case(found: Found, plan: Plan) -> Read:
     given = (settings.measuring.geometry,) if settings.measuring.geometry else ()
     fingerprint = outputs.fingerprint((*found.files, *given), plan.making, found.case)
     if not settings.overwrite and outputs.is_complete(settings.out / f"{found.case}_{TASK.suffix}.json", fingerprint):
-        raise Skipped
+        raise Skipped(_output_name(found, plan))
     if isinstance(found, sinogram.Found):
         taken = intake.take_sinogram(found, settings.measuring, force=settings.force)
     else:
@@ -158,58 +152,43 @@ def read_case(found: Found, plan: Plan) -> Read:
     return Read(taken._replace(warnings=(*views, *learned, *taken.warnings)), fingerprint, time.perf_counter() - began)
 
 
-def compute(ready: Future[Read], plan: Plan) -> Result:
+def compute(read: Read, plan: Plan) -> Result:
     """Second stage: projection of a CT, reconstruction, on this thread."""
-    try:
-        read = ready.result()
+    began = time.perf_counter()
+    taken, seconds, measured = read.taken, {"read": read.seconds}, read.taken.measured
+    if measured is None:
+        measured = measure.project(taken.in_planes, taken.grid, taken.geometry, plan.settings.measuring.noise, plan.device)
+        seconds["project"] = time.perf_counter() - began
         began = time.perf_counter()
-        taken, seconds, measured = read.taken, {"read": read.seconds}, read.taken.measured
-        if measured is None:
-            measured = measure.project(taken.in_planes, taken.grid, taken.geometry, plan.settings.measuring.noise, plan.device)
-            seconds["project"] = time.perf_counter() - began
-            began = time.perf_counter()
-        if plan.network is not None:
-            made = methods.by_network(plan.network, measured, taken.acquisition)
-        else:
-            made = methods.by_classical(plan.settings.method, measured, taken.acquisition, plan.device)
-        seconds["reconstruct"] = time.perf_counter() - began
-        noise = None if taken.i0 is None else measure.expected_noise(measured, taken.i0)
-        on_grid = {} if taken.measured is not None else truth.on_grid(taken, measured, made.image_hu, plan.device)
-        return Result(read, made, noise, on_grid, seconds)
-    except Skipped:
-        return Result(skipped=True)
-    except Exception as error:  # noqa: BLE001 - one bad scan must not stop the others; the record tells bugs from bad input
-        return Result(error=error)
+    if plan.network is not None:
+        made = methods.by_network(plan.network, measured, taken.acquisition)
+    else:
+        made = methods.by_classical(plan.settings.method, measured, taken.acquisition, plan.device)
+    seconds["reconstruct"] = time.perf_counter() - began
+    noise = None if taken.i0 is None else measure.expected_noise(measured, taken.i0)
+    on_grid = {} if taken.measured is not None else truth.on_grid(taken, measured, made.image_hu, plan.device)
+    return Result(read, made, noise, on_grid, seconds)
 
 
 def write_result(found: Found, result: Result, plan: Plan) -> Case:
     """Third stage: HU on the scan's own grid, files and picture."""
-    if result.skipped:
-        return Case(case=found.case, status="skipped", output=_output_name(found, plan))
-    if result.error is not None or result.read is None or result.made is None:
-        return Case.failed(found.case, result.error)
     began, taken = time.perf_counter(), result.read.taken
-    try:
-        output = _on_scan(result.made.image_hu, taken, *RANGE_HU)
-        against = (
-            truth.on_scan(taken.scan.array, output.array) | {"psnr_on_grid_db": round(result.on_grid["psnr_db"], 6)}
-            if result.on_grid
-            else {}
-        )
-        facts = _facts(result, result.made, taken, plan) | ({"AgainstReference": against} if against else {})
-        uncertainty = None if result.made.uncertainty_hu is None else _on_scan(result.made.uncertainty_hu, taken, 0.0, RANGE_HU[1])
-        product = Product(
-            output=output,
-            picture=lambda: _picture(output, uncertainty, taken, plan, facts),
-            warnings=taken.warnings,
-            facts={"Reconstruction": facts},
-            uncertainty=uncertainty,
-        )
-        name = outputs.write(product, plan.making, result.read.fingerprint)
-        seconds = {**result.seconds, "write": time.perf_counter() - began}
-        return Case(case=found.case, status="done", output=name, warnings=taken.warnings, seconds=seconds, measured=facts)
-    except Exception as error:  # noqa: BLE001 - as above
-        return Case.failed(found.case, error)
+    output = _on_scan(result.made.image_hu, taken, *RANGE_HU)
+    against = (
+        truth.on_scan(taken.scan.array, output.array) | {"psnr_on_grid_db": round(result.on_grid["psnr_db"], 6)} if result.on_grid else {}
+    )
+    facts = _facts(result, taken, plan) | ({"AgainstReference": against} if against else {})
+    uncertainty = None if result.made.uncertainty_hu is None else _on_scan(result.made.uncertainty_hu, taken, 0.0, RANGE_HU[1])
+    product = Product(
+        output=output,
+        picture=lambda: _picture(output, uncertainty, taken, plan, facts),
+        warnings=taken.warnings,
+        facts={"Reconstruction": facts},
+        uncertainty=uncertainty,
+    )
+    name = outputs.write(product, plan.making, result.read.fingerprint)
+    seconds = {**result.seconds, "write": time.perf_counter() - began}
+    return Case(case=found.case, status="done", output=name, warnings=taken.warnings, seconds=seconds, measured=facts)
 
 
 def _insist_sensible(settings: Settings, found: list[Found]) -> Geometry | None:
@@ -261,12 +240,12 @@ def _on_scan(slices: Tensor, taken: Intake, low: float, high: float) -> Volume:
     return output
 
 
-def _facts(result: Result, made: Reconstruction, taken: Intake, plan: Plan) -> dict[str, Any]:
+def _facts(result: Result, taken: Intake, plan: Plan) -> dict[str, Any]:
     """How the case was measured and reconstructed, for record and sidecar. Residuals are relative; "reference" is the truth's own."""
-    residuals = made.residuals | ({"reference": result.on_grid["residual"]} if "residual" in result.on_grid else {})
+    residuals = result.made.residuals | ({"reference": result.on_grid["residual"]} if "residual" in result.on_grid else {})
     return {
         "Method": plan.settings.method,
-        "Evaluations": made.evaluations,
+        "Evaluations": result.made.evaluations,
         "Views": taken.geometry.views,
         "Geometry": json.loads(taken.geometry.model_dump_json()),
         "Grid": {"size": taken.grid.size, "pixel_mm": taken.grid.pixel_mm},

@@ -5,7 +5,6 @@ made with the same model and settings is skipped.
 """
 
 import time
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,7 +68,7 @@ def synthesize(settings: Settings, progress: Progress) -> Record:
     pipeline.run(
         found,
         lambda item: read_scan(item, task, model, settings, masks.get(item.case)),
-        lambda ready: compute(ready, predict, model, device),
+        lambda read: compute(read, predict, model, device),
         lambda item, result: write_result(item, result, task, model, settings),
         record,
         progress,
@@ -88,13 +87,9 @@ def find_model(reference: str, task: Task) -> zoo.Model:
 
 
 class Result(NamedTuple):
-    """read and prediction, or the reason why there is none; skipped when the output is there already."""
-
-    read: Read | None
-    prediction: np.ndarray | None
-    error: Exception | None
+    read: Read
+    prediction: np.ndarray
     seconds: float
-    skipped: bool = False
 
 
 def read_scan(found: folder.Found, task: Task, model: zoo.Model, settings: Settings, mask: folder.Found | None) -> Read:
@@ -102,7 +97,7 @@ def read_scan(found: folder.Found, task: Task, model: zoo.Model, settings: Setti
     began = time.perf_counter()
     fingerprint = outputs.fingerprint((*found.files, *(mask.files if mask else ())), _making(task, model, settings))
     if not settings.overwrite and outputs.is_complete(settings.out / f"{found.case}_{task.suffix}.json", fingerprint):
-        raise Skipped
+        raise Skipped(outputs.output_name(found, task.suffix, settings.format))
     scan = folder.read(found, choices=settings.choices)
     insist_format(found, settings.format)
     on_card = grid.to_card(scan, model.card.grid.spacing_mm)
@@ -111,49 +106,36 @@ def read_scan(found: folder.Found, task: Task, model: zoo.Model, settings: Setti
     return Read(scan, on_card.affine_ras, prepared, fingerprint, time.perf_counter() - began)
 
 
-def compute(ready: Future[Read], predict: patches.Predict, model: zoo.Model, device: torch.device) -> Result:
+def compute(read: Read, predict: patches.Predict, model: zoo.Model, device: torch.device) -> Result:
     """Second stage: the network, on this thread."""
-    try:
-        read = ready.result()
-        began = time.perf_counter()
-        patch = model.card.grid.patch
-        batch = patches.affordable_batch(read.scan.array.size, patch, device)
-        prediction = patches.blend(predict, read.prepared.image, read.prepared.region, patch=patch, batch=batch, device=device)
-        return Result(read, prediction, None, time.perf_counter() - began)
-    except Skipped:
-        return Result(None, None, None, 0.0, skipped=True)
-    except Exception as error:  # noqa: BLE001 - one bad scan must not stop the others; the record tells bugs from bad input
-        return Result(None, None, error, 0.0)
+    began = time.perf_counter()
+    patch = model.card.grid.patch
+    batch = patches.affordable_batch(read.scan.array.size, patch, device)
+    prediction = patches.blend(predict, read.prepared.image, read.prepared.region, patch=patch, batch=batch, device=device)
+    return Result(read, prediction, time.perf_counter() - began)
 
 
 def write_result(found: folder.Found, result: Result, task: Task, model: zoo.Model, settings: Settings) -> Case:
     """Third stage: HU on the scan's own grid, files and picture."""
-    if result.skipped:
-        return Case(case=found.case, status="skipped", output=outputs.output_name(found, task.suffix, settings.format))
-    if result.error is not None or result.read is None or result.prediction is None:
-        return Case.failed(found.case, result.error)
     began = time.perf_counter()
     read = result.read
-    try:
-        values = task.finish(result.prediction, read.prepared)
-        output = grid.back(values, read.card_affine, read.scan, outside=task.outside)
-        output = output.with_array(np.clip(output.array, *task.range))
-        assert output.shape == read.scan.shape
-        assert np.array_equal(output.affine_ras, read.scan.affine_ras)
-        warnings = read.prepared.warnings + read.scan.origin.notes
-        making = _making(task, model, settings)
-        footer = f"{making.maker} · {outputs.DISCLAIMER}"
-        product = Product(
-            output=output,
-            picture=lambda: picture.draw_pair(read.scan, output, settings.windows, footer=footer, warnings=warnings),
-            warnings=warnings,
-            facts={"InputScale": vars(read.prepared.source_scale)},
-        )
-        name = outputs.write(product, making, read.fingerprint)
-        seconds = {"read": read.seconds, "network": result.seconds, "write": time.perf_counter() - began}
-        return Case(case=found.case, status="done", output=name, warnings=warnings, seconds=seconds)
-    except Exception as error:  # noqa: BLE001 - as above
-        return Case.failed(found.case, error)
+    values = task.finish(result.prediction, read.prepared)
+    output = grid.back(values, read.card_affine, read.scan, outside=task.outside)
+    output = output.with_array(np.clip(output.array, *task.range))
+    assert output.shape == read.scan.shape
+    assert np.array_equal(output.affine_ras, read.scan.affine_ras)
+    warnings = read.prepared.warnings + read.scan.origin.notes
+    making = _making(task, model, settings)
+    footer = f"{making.maker} · {outputs.DISCLAIMER}"
+    product = Product(
+        output=output,
+        picture=lambda: picture.draw_pair(read.scan, output, settings.windows, footer=footer, warnings=warnings),
+        warnings=warnings,
+        facts={"InputScale": vars(read.prepared.source_scale)},
+    )
+    name = outputs.write(product, making, read.fingerprint)
+    seconds = {"read": read.seconds, "network": result.seconds, "write": time.perf_counter() - began}
+    return Case(case=found.case, status="done", output=name, warnings=warnings, seconds=seconds)
 
 
 def insist_format(found: folder.Found, format_: outputs.Format) -> None:
