@@ -1,6 +1,7 @@
 """Pictures for the docs: what each method of the comparison makes of the same patches, and curves of a training's log.
 
     python -m benchmarks.pictures methods --work WORK --out docs/images/compare.png
+    python -m benchmarks.pictures methods --problem sparse --work WORK --out docs/images/compare-sparse.png
     python -m benchmarks.pictures curves --log runs/head/log.csv --names train/l1,validation/t1_mae_hu --out docs/images/curves.png
 
 Needs matplotlib (`pip install -e ".[bench]"`).
@@ -15,12 +16,15 @@ import numpy as np
 
 from benchmarks.compare.methods import TITLES
 from benchmarks.compare.problem import Pairs
+from benchmarks.compare.problems import PROBLEMS
 from medsynth.core.windows import parse
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-WINDOW = parse("100,40")  # HU, width and level: narrow, so that texture shows
+# HU, width and level; that of heads is narrow, so that texture shows.
+WINDOWS = {"head": parse("100,40"), "sparse": parse("400,40")}
+OF = {"head": "drawn heads", "sparse": "18 views"}
 SHOWN = (("l1", 1), ("l1_msssim", 1), ("gan", 1), ("flow", 4), ("diffusion", 20), ("drift_global", 1), ("drift_sum", 1), ("drift", 1))
 
 
@@ -29,6 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     methods = commands.add_parser("methods")
+    methods.add_argument("--problem", choices=PROBLEMS, default="head")
     methods.add_argument("--work", type=Path, required=True)
     methods.add_argument("--seed", type=int, default=0)
     methods.add_argument("--patches", default="0,1,2")
@@ -39,18 +44,22 @@ def main() -> None:
         command.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     if arguments.command == "methods":
-        draw_methods(arguments.work / "small", arguments.seed, [int(k) for k in arguments.patches.split(",")], arguments.out)
+        draw_methods(
+            arguments.work / "small", arguments.problem, arguments.seed, [int(k) for k in arguments.patches.split(",")], arguments.out
+        )
     else:
         draw_curves(arguments.log, arguments.names.split(","), arguments.out)
 
 
-def draw_methods(work: Path, seed: int, patches: list[int], out: Path) -> None:
-    """A row a patch, a column a method; the middle axial slice, with the target with and without texture first."""
-    with np.load(next((work / "pairs" / "head").glob("test-*.npz"))) as file:
+def draw_methods(work: Path, problem: str, seed: int, patches: list[int], out: Path) -> None:
+    """A row a patch, a column a method; the middle axial slice, with the target and what needs no training first."""
+    with np.load(next((work / "pairs" / problem).glob("test-*.npz"))) as file:
         pairs = Pairs(**{key: file[key] for key in Pairs._fields})
-    columns = {"target": pairs.textured, "without texture": pairs.clean}
+    anchor, given = list(PROBLEMS[problem].anchors.items())[-1]
+    columns = {"target": pairs.textured, TITLES[anchor]: given(pairs)}
+    window = WINDOWS[problem]
     for name, evaluations in SHOWN:
-        path = work / f"head-{name}-{seed}" / f"examples-{evaluations}.npz"
+        path = work / f"{problem}-{name}-{seed}" / f"examples-{evaluations}.npz"
         if path.exists():
             columns[TITLES[name] + (f", {evaluations}" if evaluations > 1 else "")] = np.load(path)["predicted_hu"]
     figure, axes = plt.subplots(len(patches), len(columns), figsize=(1.6 * len(columns), 1.75 * len(patches)), squeeze=False)
@@ -58,11 +67,11 @@ def draw_methods(work: Path, seed: int, patches: list[int], out: Path) -> None:
         for column, (title, images) in enumerate(columns.items()):
             shown = axes[row, column]
             middle = images[patch][:, :, images.shape[-1] // 2]
-            shown.imshow(middle.T[::-1], cmap="gray", vmin=WINDOW.low, vmax=WINDOW.high, interpolation="nearest")
+            shown.imshow(middle.T[::-1], cmap="gray", vmin=window.low, vmax=window.high, interpolation="nearest")
             shown.set_axis_off()
             if row == 0:
                 shown.set_title(title.replace(" (", "\n(").replace(", ", ",\n").replace(" without ", "\nwithout "), fontsize=7)
-    figure.suptitle(f"drawn heads, axial, window {WINDOW.high - WINDOW.low:.0f} / {(WINDOW.high + WINDOW.low) / 2:.0f} HU", fontsize=8)
+    figure.suptitle(f"{OF[problem]}, axial, window {window.high - window.low:.0f} / {(window.high + window.low) / 2:.0f} HU", fontsize=8)
     figure.tight_layout()
     figure.savefig(out, dpi=110)
 
