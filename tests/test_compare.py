@@ -280,9 +280,22 @@ def test_a_patch_of_few_views_decodes_to_the_start_and_knows_where_it_lies() -> 
     columns = sparse.pair(sparse.Volume(target, start), rng, 16, 2.0, flips=True)
     pairs = Pairs(*(np.stack([column]) for column in columns))
     assert np.abs(sparse.start_of(pairs) - start[0, 0, 0]).max() < 2
+    begins_with = CT_SCALE.decode(sparse.base(batch_of(pairs, np.arange(1), CPU).condition))
+    np.testing.assert_allclose(begins_with[:, 0], sparse.start_of(pairs), atol=0.01)
     assert pairs.inside.all()
     assert 0 <= pairs.place[0] < 8
     assert (pairs.clean == 40).all()
+
+
+def test_a_network_with_a_base_begins_there_and_learns_what_to_add(tmp_path: Path) -> None:
+    batch = batch_of(_pairs(4), np.arange(4), CPU)
+    network = Network(TINY, sparse.base)
+    before = L1().answer(network, batch.condition, torch.Generator())
+    torch.testing.assert_close(before, sparse.base(batch.condition))
+    pairs = {"training": _pairs(20), "validation": _pairs(4)}
+    trained = train(L1(), pairs, TINY, 0, seconds=2, folder=tmp_path, device=CPU, say=lambda _: None, base=sparse.base)
+    after = L1().answer(trained.network, batch.condition, torch.Generator())
+    assert l1(after, batch) < l1(before, batch)
 
 
 def _pairs(count: int, side: int = 32) -> Pairs:

@@ -78,7 +78,17 @@ def warm_start(run: Run, seed: int, pairs: dict[str, Pairs], say: Say) -> dict[s
     with held(folder / "lock", wait=True):
         if not path.exists():
             say(f"{run.problem} warm start, seed {seed}")
-            trained = train(L1(), pairs, size, seed + WARM_SEEDS, seconds=size.warm_seconds, folder=folder, device=run.device, say=say)
+            trained = train(
+                L1(),
+                pairs,
+                size,
+                seed + WARM_SEEDS,
+                seconds=size.warm_seconds,
+                folder=folder,
+                device=run.device,
+                say=say,
+                base=PROBLEMS[run.problem].base,
+            )
             with replacing(path) as part:
                 torch.save(trained.network.state_dict(), part)
     return torch.load(path, map_location=run.device, weights_only=True)
@@ -95,7 +105,8 @@ def _cell(run: Run, name: str, seed: int, pairs: dict[str, Pairs], judge: judges
     seconds = run.seconds or size.seconds
     torch.manual_seed(seed)
     method = METHODS[name](Setting(size, run.device, pairs["training"], run.encoder, seed))
-    trained = train(method, pairs, size, seed, seconds=seconds, folder=work, device=run.device, say=say, start=start)
+    base = PROBLEMS[run.problem].base
+    trained = train(method, pairs, size, seed, seconds=seconds, folder=work, device=run.device, say=say, start=start, base=base)
     rows: list[dict[str, Any]] = []
     for evaluations in method.evaluations:
         predicted = synthesize(trained.network, method, pairs["test"], evaluations, device=run.device)

@@ -21,6 +21,8 @@ from medsynth.physics.noise import photon_noise
 from medsynth.sources.unlabelled import BODY_HU, read_packed
 from medsynth.verbs.packct import pack
 
+from .method import CT_SCALE
+from .network import Image
 from .problem import SPLITS, Pairs
 from .sizes import Size
 
@@ -88,6 +90,11 @@ def _closed(body: np.ndarray) -> np.ndarray:
 def start_of(pairs: Pairs) -> np.ndarray:
     """What the methods begin with, HU."""
     return pairs.condition.astype(np.float32) * CONDITION_UNIT_HU + CONDITION_AIR_HU
+
+
+def base(condition: Image) -> Image:
+    """What the methods begin with, in network units of CT."""
+    return CT_SCALE.encode(condition * CONDITION_UNIT_HU + CONDITION_AIR_HU)
 
 
 def _volumes(data: Path, work: Path, size: Size, split: str) -> list[Volume]:

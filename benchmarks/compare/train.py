@@ -14,7 +14,7 @@ from torch import nn
 from medsynth.scans.files import replacing
 
 from .method import CT_SCALE, Method, Moment
-from .network import Network
+from .network import Image, Network
 from .problem import Pairs, batch_of, drawn_batch
 from .sizes import Size
 
@@ -39,9 +39,9 @@ class Trained(NamedTuple):
 class _State:
     """What a checkpoint holds."""
 
-    def __init__(self, size: Size, method: Method, seed: int, device: torch.device) -> None:
+    def __init__(self, size: Size, method: Method, seed: int, device: torch.device, base: Callable[[Image], Image] | None) -> None:
         torch.manual_seed(seed)
-        self.network = Network(size).to(device)
+        self.network = Network(size, base).to(device)
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=size.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY)
         self.method = method
@@ -73,12 +73,13 @@ def train(
     device: torch.device,
     say: Say,
     start: dict[str, torch.Tensor] | None = None,
+    base: Callable[[Image], Image] | None = None,
 ) -> Trained:
     """Trains for `seconds` (of CPU time on a CPU, so that other programs do not count; validation does not count either).
 
-    start: weights to begin with.
+    start: weights to begin with. base: see `Network`.
     """
-    state = _State(size, method, seed, device)
+    state = _State(size, method, seed, device, base)
     if start is not None:
         state.network.load_state_dict(start)
         state.average.load_state_dict(start)
